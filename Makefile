@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything starts from a bare Debian 12 or 13: `make test` as root installs what is missing, builds the
+# node tree under .cache/ and runs all tests. Without root the tests that need nodes are skipped.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv node check test demo bench clean
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2 --dist loadgroup
+BIN := .venv/bin
+STAMP := .venv/.installed
+# What the tests and the node tree need of the host, beyond make and a shell.
+PACKAGES := ca-certificates debian-archive-keyring e2fsprogs iproute2 mmdebstrap python3 python3-venv \
+	qemu-system-x86 util-linux
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+venv: $(STAMP) ## .venv with cryoci (editable) and its tools; installs missing Debian packages
+
+$(STAMP): pyproject.toml
+	@missing=$$(for p in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done | xargs); \
+	if [ -n "$$missing" ]; then \
+	    if ! command -v apt-get >/dev/null; then echo "make: this needs Debian 12 or 13 (no apt-get here)" >&2; exit 1; fi; \
+	    if [ "$$(id -u)" != 0 ]; then \
+	        echo "make: not root, and these packages are missing: $$missing" >&2; \
+	        echo "make: run as root: apt-get install $$missing" >&2; exit 1; fi; \
+	    apt-get -qq update; \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "make: $(PYTHON) is older than 3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" -e '.[dev]'
+	@touch $@
+
+node: venv ## build the node tree, its layers and the machine image (root; about 2 minutes, then cached)
+	@$(BIN)/python -m tests.nodes
+
+check: venv ## ruff (lint and format) and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+
+test: check ## check, then every test that this machine can run
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory node; \
+	else echo "make: not root, so tests that need nodes are skipped"; fi
+	@# The emulated machines need both cores, and starve beside other tests: they go first, alone.
+	@failed=0; \
+	if [ "$$(id -u)" = 0 ]; then $(BIN)/pytest -m machine || failed=1; fi; \
+	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || failed=1; \
+	exit $$failed
+
+demo: venv ## checkpoint a container, push it, restore it on another node (root)
+	@$(BIN)/python -m tests.demo
+
+bench: venv ## the benchmarks and how to run one
+	@ls bench/*.py 2>/dev/null | sed 's|^|$(BIN)/python |' || echo "no benchmarks yet"
+
+clean: ## remove everything that was built, but for .venv
+	rm -rf .cache build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

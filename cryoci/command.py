@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a program; a failure carries a command line that can be pasted into a shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from cryoci.errors import NotFoundError, ToolError
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    check: bool = True,
+    input: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    stdout: int | IO[Any] = subprocess.PIPE,
+    stderr: int | IO[Any] = subprocess.PIPE,
+    hint: str | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `argv` and return its result; stdin is /dev/null unless `input` is given.
+
+    `timeout` is in seconds. Raises ToolError on a nonzero status (with `check`) or a timeout, and
+    NotFoundError when the program does not exist.
+    """
+    words = [os.fspath(a) for a in argv]
+    stdin = None if input is not None else subprocess.DEVNULL
+    try:
+        result = subprocess.run(
+            words, input=input, stdin=stdin, env=env, cwd=cwd, timeout=timeout, stdout=stdout, stderr=stderr
+        )
+    except FileNotFoundError as e:
+        raise NotFoundError(
+            f"cannot run {words[0]}: no such program", hint=f"install it, or put it on PATH: {words[0]}"
+        ) from e
+    except subprocess.TimeoutExpired as e:
+        raise ToolError(f"no answer within {timeout:g} s from: {shlex.join(words)}", hint=hint) from e
+    if check and result.returncode != 0:
+        raise ToolError(describe(words, result), hint=hint)
+    return result
+
+
+def describe(argv: Sequence[str], result: subprocess.CompletedProcess[bytes]) -> str:
+    """One message about a failed command: its status, its last words, its command line."""
+    said = (result.stderr or b"").decode(errors="replace").strip() if result.stderr is not None else ""
+    if not said and result.stdout:
+        said = result.stdout.decode(errors="replace").strip()
+    status = f"status {result.returncode}" if result.returncode >= 0 else f"signal {-result.returncode}"
+    tail = f": {said[-2000:]}" if said else ""
+    return f"command failed with {status}{tail}\n  command: {shlex.join(argv)}"
+
+
+def which(name: str, *, package: str | None = None) -> str:
+    """Absolute path of a program on PATH (sbin included). Raises NotFoundError naming the Debian package."""
+    path = os.environ.get("PATH", os.defpath)
+    found = shutil.which(name, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        raise NotFoundError(f"{name} is not installed", hint=f"apt-get install {package or name}")
+    return found
