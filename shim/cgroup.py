@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cgroup of a container: all of its processes belong there, after a restore too.
+
+CRIU is told to leave cgroups alone, for it would put processes where they were on the other node. runc then
+starts CRIU inside the container's cgroup; crun moves only the first process there (src/libcrun/criu.c), and the
+others stay in the caller's: no limit holds them, no freezer stops them, the next dump cannot seize them.
+"""
+
+import posix
+
+_MOUNT = "/sys/fs/cgroup"
+
+
+def tree(pid: int) -> list[int]:
+    """`pid` and all its descendants that are alive now, parents first (proc_pid_task_children(5))."""
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        try:
+            for thread in posix.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children") as f:
+                    found += [int(child) for child in f.read().split()]
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def gather(pid: int) -> int:
+    """Move the descendants of `pid` that are outside of its cgroup into it; returns how many were moved.
+
+    cgroup v2 only: 0 where there is none. Cgroups below that of `pid` count as inside. Raises OSError.
+    """
+    home = _path(pid)
+    if home is None:
+        return 0
+    moved = 0
+    for _ in range(3):  # a stray that forks meanwhile leaves another stray
+        strays = [one for one in tree(pid) if not _inside(_path(one), home)]
+        for stray in strays:
+            try:
+                with open(f"{_MOUNT}{home}/cgroup.procs", "w") as f:
+                    f.write(str(stray))
+                moved += 1
+            except ProcessLookupError:
+                continue
+        if not strays:
+            break
+    return moved
+
+
+def _path(pid: int) -> str | None:
+    """The cgroup v2 of a process as this cgroup namespace names it; None without, and for the root."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as f:
+            for line in f:
+                if line.startswith("0::/"):
+                    path = line[3:].rstrip("\n")
+                    return path if path != "/" and posix.access(_MOUNT + path, posix.F_OK) else None
+    except OSError:
+        pass
+    return None
+
+
+def _inside(path: str | None, home: str) -> bool:
+    return path is None or path == home or path.startswith(home + "/")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`checkpoint`: refuse early, run the real runtime, and look at what it left."""
+
+import hashlib
+import os
+
+from cryoci.errors import CheckpointError, PrivilegeError
+from cryoci.files import write_json
+from cryoci.shim import create, failure, operation, underlying
+from cryoci.shim.argv import Invocation, parse
+from cryoci.shim.bundle import ORIGINAL
+from cryoci.shim.criu import conf
+from cryoci.shim.criu.probe import CriuVersion, probe
+from cryoci.shim.paths import valid_id
+from cryoci.shim.record import Record
+from cryoci.shim.runtime import Runtime, identify
+
+FACTS = "cryoci-runtime.json"  # beside the CRIU images, which CRIU does not mind
+
+
+def main(line: Invocation, launcher: str) -> int:
+    """Checkpoint a container; returns the runtime's exit status.
+
+    Raises PrivilegeError, NotFoundError, UnsupportedError (criu), ConfigError, and CheckpointError when the
+    runtime reports success but left no image.
+    """
+    path = underlying.recorded(line.root, line.id, launcher) or underlying.configured(launcher)
+    below = identify(path)
+    line = parse(line.argv, below.kind)
+    if line.doubt or not valid_id(line.id) or line.asks_help or line.has("pre-dump"):
+        underlying.execute(path, line.argv)
+    if os.geteuid() != 0:
+        raise PrivilegeError(
+            "checkpoint needs root: CRIU reads other processes' memory", hint="run it as root"
+        )
+    criu = probe()
+    record = Record(line.root, line.id or "")
+    facts = record.facts if record.load() else {}
+    chosen = operation.options(line, below, record)
+    try:
+        record.make()
+        conf.write(record.conf, chosen, "dump")
+    except OSError as e:
+        raise create.storage_error(record, e) from e
+    operation.make_work_directory(line)
+    reads_conf = bool(facts.get("annotated")) and below.reads_annotation
+    status, _ = operation.run(
+        line,
+        operation.words(line, below, chosen, reads_conf=reads_conf),
+        below,
+        record,
+        "dump",
+        operation.environment(record, reads_conf=reads_conf),
+    )
+    if status == 0:
+        directory = operation.image_directory(line)
+        if not os.path.isfile(directory + "/inventory.img"):
+            raise CheckpointError(
+                f"{path} reports success, but {directory} holds no inventory.img: there is no checkpoint",
+                hint=f"see CRIU's log: {record.log('dump')}",
+            )
+        try:
+            write_json(f"{directory}/{FACTS}", describe(below, criu, facts))
+        except OSError as e:
+            failure.say(line, f"cannot write {directory}/{FACTS}: {e.strerror}", level="warning")
+    return status
+
+
+def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dict[str, object]:
+    """Facts that a restore elsewhere may want: tools, kernel, what cryoci had edited in the spec."""
+    system = os.uname()
+    spec = str(facts.get("spec") or "")
+    digest = None
+    for candidate in (spec + ORIGINAL, spec):
+        try:
+            with open(candidate, "rb") as f:
+                digest = "sha256:" + hashlib.sha256(f.read()).hexdigest()
+            break
+        except OSError:
+            continue
+    return {
+        "version": 1,
+        "runtime": below.name,
+        "runtime_version": below.text,
+        "criu_version": criu.version,
+        "kernel": system.release,
+        "arch": system.machine,
+        "edits": facts.get("edits", []),
+        "spec_digest": digest,
+    }

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cryoci checkpoint`: a running container becomes a checkpoint directory, and nothing is lost on the way.
+
+    freeze -> dump, leaving it alive -> copy its file system -> [caller packages] -> stop it, or let it run on
+
+The container stays frozen until the caller has stored the checkpoint, so that whatever fails before leaves
+it running as if nothing had happened. Two cases differ: with `leave_running` it runs on as soon as its file
+system is copied, and with established TCP connections that are to move (no `leave_running`) CRIU itself
+must end the processes, or the kernel would reset the connections; then a failure restores it in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryoci.command import run
+from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, SpaceError, ToolError
+from cryoci.files import read_json, sync_tree, write_json
+from cryoci.shim import cgroup, record, rootfs
+from cryoci.shim.criu import log
+from cryoci.shim.criu.probe import FROZEN, probe
+from cryoci.shim.engines import processes
+from cryoci.shim.engines.container import Container
+from cryoci.shim.engines.interrupt import deferred
+from cryoci.shim.engines.options import DumpOptions, criu_flags
+
+_HELD = "held.json"
+_STOP_SECONDS = 30.0
+
+
+@dataclass
+class Checkpoint:
+    """A dumped container: `directory` holds the checkpoint; times are in seconds."""
+
+    container: Container
+    directory: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def checkpoint(container: Container, directory: Path, options: DumpOptions) -> Iterator[Checkpoint]:
+    """Checkpoint `container` into `directory` (made here) for the time of a with block.
+
+    Leaving the block normally ends the container (or leaves it running); leaving it by an exception puts the
+    container back to how it was and removes `directory`. Raises CheckpointError, ConflictError, SpaceError,
+    PrivilegeError and what the tools raise.
+    """
+    if os.geteuid() != 0:
+        raise PrivilegeError("a checkpoint needs root: CRIU reads other processes' memory", hint="use sudo")
+    container.must_run()
+    _check_moving(container, options)
+    done = Checkpoint(container, directory)
+    with ExitStack() as undo, _exclusive(container) as journal:
+        _make(directory)
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        _check_space(container, directory, options)
+        was_paused = _was_paused(container, journal)
+        write_json(journal, {"pid": os.getpid(), "paused": was_paused})
+        undo.callback(journal.unlink, missing_ok=True)
+        undo.push(lambda kind, error, trace: _back(container, was_paused, error))
+        # restored by a plain crun, it has processes that its freezer does not reach
+        cgroup.gather(int(container.state().get("pid", 0)))
+        if container.status != "paused":
+            _timed(done, "freeze", lambda: container.call("pause"))
+        moving = _moves_connections(options)
+        if moving:  # its engine unmounts these when the processes are gone
+            _timed(done, "volumes", lambda: _save_volumes(container, directory, options))
+        _timed(done, "dump", lambda: _dump(container, directory, options, leave=not moving))
+        if moving:
+            undo.pop_all()
+            undo.callback(journal.unlink, missing_ok=True)
+            undo.push(
+                lambda kind, error, trace: error is not None and _revive(container, directory, options)
+            )
+        _timed(done, "file system", lambda: _save_files(container, directory, options))
+        if not moving:
+            _timed(done, "volumes", lambda: _save_volumes(container, directory, options))
+        _describe(container, directory, options)
+        if options.durable:
+            sync_tree(directory)
+        if options.leave_running:
+            _timed(done, "resume", lambda: _thaw(container, was_paused))
+        yield done
+        undo.pop_all()  # it is stored: whatever fails from here on must not take it back
+        try:
+            if not options.leave_running:
+                with deferred():  # half ended it would be neither here nor there
+                    _timed(done, "stop", lambda: _end(container, gone=moving))
+        finally:
+            journal.unlink(missing_ok=True)
+
+
+def _moves_connections(options: DumpOptions) -> bool:
+    return bool(options.criu.tcp_established) and not options.leave_running
+
+
+def _check_moving(container: Container, options: DumpOptions) -> None:
+    if _moves_connections(options) and container.auto_remove:
+        raise ConflictError(
+            f"container {container.name} is removed by its engine when it stops (--rm), so its established "
+            "connections cannot be moved safely",
+            hint="add --leave-running, or start the container without --rm",
+        )
+
+
+@contextmanager
+def _exclusive(container: Container) -> Iterator[Path]:
+    """Only one checkpoint of a container at a time; yields the path of the journal."""
+    directory = Path(record.Record(container.root, container.id).directory)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with processes.lock(directory / "checkpoint.lock") as locked:
+        if not locked:
+            raise ConflictError(
+                f"another checkpoint of container {container.name} is under way", hint="wait for it to end"
+            )
+        yield directory / _HELD
+
+
+def _was_paused(container: Container, journal: Path) -> bool:
+    """Was the container paused by its user? A freeze that a killed cryoci left does not count."""
+    try:
+        left = read_json(journal)
+        return bool(left["paused"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return container.status == "paused"
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        if not directory.is_dir() or any(directory.iterdir()):
+            raise ConflictError(
+                f"{directory} exists and is not an empty directory", hint="give another one with -o"
+            ) from None
+        directory.chmod(0o700)
+
+
+def _check_space(container: Container, directory: Path, options: DumpOptions) -> None:
+    """Refuse before anything is touched: CRIU needs about the resident memory, and the rw layer its size."""
+    need = processes.private_memory(int(container.state().get("pid", 0)))
+    free = shutil.disk_usage(directory).free
+    if need > free:
+        raise SpaceError(
+            f"{directory} has {free >> 20} MiB free, and the processes of {container.name} hold {need >> 20} MiB",
+            hint="free space there, give another directory, or set TMPDIR to one on a larger file system",
+        )
+
+
+def _dump(container: Container, directory: Path, options: DumpOptions, *, leave: bool) -> None:
+    criu = probe()
+    if criu.version < FROZEN:
+        raise CheckpointError(
+            f"criu {criu} cannot dump a frozen container",
+            hint="install criu 4.1 or newer (Debian trixie has it)",
+        )
+    images = directory / "checkpoint"
+    images.mkdir(mode=0o700)
+    words = ["--image-path", str(images), "--work-path", str(directory)]
+    if leave:
+        words.append("--leave-running")
+    words += criu_flags(options.criu, "dump")
+    try:
+        container.call("checkpoint", *words)
+    except ToolError as e:
+        cause = log.explain(str(directory / "dump.log"), "dump")
+        kept = record.Record(container.root, container.id).keep_log("dump", str(directory / "dump.log"))
+        if cause is None:
+            raise CheckpointError(f"container {container.name} could not be dumped: {e.message}") from e
+        raise CheckpointError(
+            f"container {container.name} could not be dumped: {cause.summary}",
+            hint=f"{cause.hint} (log: {kept})",
+        ) from e
+    if not (images / "inventory.img").is_file():
+        raise CheckpointError(f"{container.runtime} reports success but left no image in {images}")
+
+
+def _save_files(container: Container, directory: Path, options: DumpOptions) -> None:
+    """The file system at the moment of the dump: nothing in the container runs meanwhile."""
+    mounts = [str(m.get("destination")) for m in container.spec.get("mounts") or ()]
+    choice = options.rootfs
+    if choice == "auto":
+        choice = "diff" if container.overlay is not None and container.engine == "podman" else "full"
+    if choice == "full":
+        rootfs.save_all(container.rootfs, mounts, directory / "rootfs.tar")
+    elif choice == "diff":
+        if container.overlay is None:
+            raise CheckpointError(
+                f"the changes of container {container.name} cannot be told from its base: {container.rootfs} is "
+                "no overlay mount",
+                hint="use --rootfs full",
+            )
+        diff, deleted = directory / "rootfs-diff.tar", directory / "deleted.files"
+        rootfs.save_diff(container.rootfs, container.overlay, mounts, diff, deleted)
+
+
+def _save_volumes(container: Container, directory: Path, options: DumpOptions) -> None:
+    """What is mounted into the container and travels with it, and its log."""
+    if container.shm is not None and container.shm.is_dir():
+        rootfs.save_tree(container.shm, directory / "devshm-checkpoint.tar")
+    if options.volumes and container.volumes:
+        (directory / "volumes").mkdir(mode=0o700)
+        for volume in container.volumes:
+            rootfs.save_tree(volume.source, directory / "volumes" / f"{volume.name}.tar")
+    if container.log is not None and container.log.is_file():
+        shutil.copyfile(container.log, directory / "ctr.log")
+
+
+def _describe(container: Container, directory: Path, options: DumpOptions) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    facts = {
+        **container.facts,
+        "engine.name": container.engine,
+        "container.name": container.name,
+        "container.id": container.id,
+        "criu.version": str(probe()),
+        "checkpointed": now,
+        **node_facts(),
+    }
+    dumps = {**container.dumps, "spec.dump": container.spec}
+    if container.engine != "podman":
+        dumps["config.dump"] = {**container.dumps["config.dump"], "checkpointedTime": now}
+    for name, value in dumps.items():
+        write_json(directory / name, value)
+    own: dict[str, Any] = {
+        "version": 1,
+        "engine": container.engine,
+        "container": {"id": container.id, "name": container.name},
+        "criu": options.criu.to_mapping(),
+        "volumes": sorted(v.name for v in container.volumes) if options.volumes else [],
+        "annotations": {key: value for key, value in facts.items() if value},
+    }
+    write_json(directory / "cryoci.json", own)
+
+
+def node_facts() -> dict[str, str]:
+    """Facts about this node: what a restore elsewhere compares."""
+    release: dict[str, str] = {}
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        pass
+    return {
+        "host.arch": platform.machine(),
+        "host.kernel": platform.release(),
+        "cgroup.version": "v2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "v1",
+        "distribution.name": release.get("ID", ""),
+        "distribution.version": release.get("VERSION_ID", ""),
+    }
+
+
+def _thaw(container: Container, was_paused: bool) -> None:
+    """Let the container run on, and make sure that it does."""
+    if container.status == "paused" and not was_paused:
+        container.call("resume")
+    status = container.status
+    if status != ("paused" if was_paused else "running"):
+        raise CheckpointError(
+            f"container {container.name} is {status} after the checkpoint",
+            hint=f"see its log, and CRIU's: {record.Record(container.root, container.id).log('dump')}",
+        )
+
+
+def _back(container: Container, was_paused: bool, error: BaseException | None) -> bool:
+    """`_thaw` on the way out of a failure, whose reason must not get lost."""
+    try:
+        with deferred():
+            _thaw(container, was_paused)
+    except CryociError as e:
+        raise CheckpointError(f"{error}; and then: {e.message}", hint=e.hint) from error
+    return False
+
+
+def _end(container: Container, *, gone: bool) -> None:
+    """End the container: its checkpoint is stored. It is frozen, so it does not run between the two."""
+    if not gone:
+        container.call("kill", after=("KILL",), check=False)
+        container.call("resume", check=False)  # cgroup v1: a frozen task dies only when thawed
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline:
+        result = container.call("state", check=False)
+        if result.returncode != 0 or json.loads(result.stdout).get("status") == "stopped":
+            break
+        time.sleep(0.05)
+    else:
+        raise CheckpointError(
+            f"container {container.name} did not end within {_STOP_SECONDS:g} s of its checkpoint",
+            hint="the checkpoint is stored; end the container by its engine",
+        )
+    if container.engine == "podman":
+        _await_podman(container)
+    else:
+        container.call("delete", "--force", check=False)
+
+
+def _await_podman(container: Container) -> None:
+    """Wait until podman has noticed; its monitor cleans up on its own."""
+    run(["podman", "wait", "--ignore", "--", container.id], check=False, timeout=_STOP_SECONDS)
+
+
+def _revive(container: Container, directory: Path, options: DumpOptions) -> bool:
+    """Undo a dump that ended the processes: restore them in place. Keeps what was dumped when that fails."""
+    from cryoci.shim.engines import restore
+
+    try:
+        with deferred():
+            restore.in_place(container, directory, options.criu)
+    except (CryociError, OSError) as e:
+        kept = directory
+        if not options.durable:  # it lies in a scratch directory of the caller, which goes
+            kept = directory.parent.with_name(f"kept.{container.id[:64]}.{os.getpid()}")
+            directory.rename(kept)
+        raise CheckpointError(
+            f"container {container.name} was ended by its checkpoint, the checkpoint could not be stored, and "
+            f"the container could not be restored in place: {e.message if isinstance(e, CryociError) else e}",
+            hint=f"what was dumped is kept: `cryoci restore {kept}`",
+        ) from e
+    shutil.rmtree(directory, ignore_errors=True)
+    return False
+
+
+def _timed(done: Checkpoint, name: str, act: Callable[[], object]) -> None:
+    started = time.monotonic()
+    act()
+    done.seconds[name] = time.monotonic() - started

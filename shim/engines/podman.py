@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers of podman.
+
+What podman writes into its archives (config.dump, network.status) stands in its database, in the same
+JSON; the database is read, never written. podman itself is asked for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from cryoci.command import run, which
+from cryoci.errors import ConflictError, NotFoundError, ToolError, UnsupportedError
+from cryoci.files import read_json
+from cryoci.shim import record, runtime
+from cryoci.shim.engines.container import Container, Overlay, Volume
+
+
+def installed() -> bool:
+    """Is there a podman on this node?"""
+    try:
+        which("podman")
+    except NotFoundError:
+        return False
+    return True
+
+
+def find(name: str) -> Container | None:
+    """The podman container of this name or id (prefix), or None. Raises UnsupportedError, ToolError."""
+    if not installed():
+        return None
+    asked = run(["podman", "container", "inspect", "--", name], check=False)
+    if asked.returncode != 0:
+        if b"no such" in asked.stderr.lower():
+            return None
+        raise ToolError(
+            f"podman container inspect {name} failed: {asked.stderr.decode(errors='replace').strip()}"
+        )
+    return _container(json.loads(asked.stdout)[0])
+
+
+def _container(seen: dict[str, Any]) -> Container:
+    container_id = str(seen["Id"])
+    config, state = _database(container_id)
+    if not seen.get("OCIConfigPath"):  # it comes with the first start
+        status = (seen.get("State") or {}).get("Status", "not running")
+        raise ConflictError(
+            f"container {seen['Name']} is {status}; only a running container can be checkpointed",
+            hint=f"start it first: podman start {seen['Name']}",
+        )
+    spec = read_json(seen["OCIConfigPath"])
+    below = runtime.identify(_runtime(container_id, str(seen["OCIRuntime"])))
+    image = _image(str(config.get("rootfsImageID", "")))
+    facts = {
+        "engine.name": "podman",
+        "engine.version": _version(),
+        # podman compares this with the name of the runtime that is to restore, so it is podman's name for it
+        "runtime.name": os.path.basename(str(seen["OCIRuntime"])),
+        "runtime.version": below.text,
+        **image,
+    }
+    return Container(
+        engine="podman",
+        id=container_id,
+        name=str(seen["Name"]),
+        runtime=below.path,
+        root=None,
+        bundle=Path(seen["OCIConfigPath"]).parent,
+        rootfs=Path(str(state.get("mountPoint") or spec["root"]["path"])),
+        overlay=_overlay(seen.get("GraphDriver") or {}),
+        spec=spec,
+        facts={key: value for key, value in facts.items() if value},
+        dumps={"config.dump": config, "network.status": state.get("networkStatus") or {}},
+        volumes=tuple(
+            Volume(str(mount["Name"]), Path(mount["Source"]), str(mount["Destination"]))
+            for mount in seen.get("Mounts") or ()
+            if mount.get("Type") == "volume" and mount.get("Name")
+        ),
+        shm=Path(config["ShmDir"]) if config.get("ShmDir") and not config.get("noShm") else None,
+        log=Path(config["logPath"]) if config.get("logDriver") in ("k8s-file", "json-file") else None,
+        auto_remove=bool((seen.get("HostConfig") or {}).get("AutoRemove")),
+    )
+
+
+def _runtime(container_id: str, name: str) -> str:
+    """Path of the low-level runtime below podman's runtime `name`."""
+    known = record.Record(None, container_id).load()
+    if known is not None and not known.facts.get("adopted"):
+        return str(known.facts["runtime"])
+    return name if name.startswith("/") else which(name)
+
+
+def _overlay(driver: dict[str, Any]) -> Overlay | None:
+    data = driver.get("Data") or {}
+    if driver.get("Name") != "overlay" or not data.get("UpperDir"):
+        return None
+    return Overlay(
+        Path(data["UpperDir"]), tuple(Path(p) for p in str(data.get("LowerDir", "")).split(":") if p)
+    )
+
+
+def _database(container_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(ContainerConfig, ContainerState) of podman's SQLite database (libpod/sqlite_state.go)."""
+    info = json.loads(run(["podman", "info", "--format", "json"]).stdout)
+    backend = info["host"].get("databaseBackend")
+    path = os.path.join(info["store"]["graphRoot"], "db.sql")
+    if backend != "sqlite" or not os.path.exists(path):
+        raise UnsupportedError(
+            f"podman keeps its containers in a {backend or 'unknown'} database, which cryoci does not read",
+            hint="move it to SQLite: podman system migrate (podman 5), or use podman's own "
+            "`podman container checkpoint --export FILE` and `cryoci push FILE REFERENCE`",
+        )
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    try:
+        config = database.execute(
+            "SELECT JSON FROM ContainerConfig WHERE ID = ?", (container_id,)
+        ).fetchone()
+        state = database.execute("SELECT JSON FROM ContainerState WHERE ID = ?", (container_id,)).fetchone()
+    except sqlite3.Error as e:
+        raise UnsupportedError(f"podman's database {path} cannot be read: {e}") from e
+    finally:
+        database.close()
+    if config is None or state is None:
+        raise NotFoundError(f"container {container_id} is not in podman's database {path}")
+    return json.loads(config[0]), json.loads(state[0])
+
+
+def _image(image_id: str) -> dict[str, str]:
+    """Facts about the base image: how another node finds the very same one."""
+    if not image_id:
+        return {}
+    asked = run(["podman", "image", "inspect", "--", image_id], check=False)
+    if asked.returncode != 0:
+        return {}  # the image was removed by force while the container lives
+    image = json.loads(asked.stdout)[0]
+    remote = [digest for digest in image.get("RepoDigests") or () if not digest.startswith("localhost/")]
+    return {
+        "image.digest": str(image.get("Digest", "")),
+        "image.reference": remote[0] if remote else "",
+    }
+
+
+def _version() -> str:
+    words = run(["podman", "--version"]).stdout.decode().split()
+    return words[-1] if words else ""

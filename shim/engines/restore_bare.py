@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restore under bare runc or crun: make a bundle, run the runtime's restore, look at what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+from cryoci.command import which
+from cryoci.errors import ConflictError, NotFoundError, RestoreError, UsageError
+from cryoci.files import read_json, scratch, write_json
+from cryoci.shim import netns, paths, record, rootfs, untrusted
+from cryoci.shim.criu import log
+from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.engines.container import runtime_argv
+from cryoci.shim.engines.interrupt import deferred, whole
+from cryoci.shim.engines.options import Restored, RestoreOptions, criu_flags, read_dump
+
+
+def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu: CriuOptions) -> Restored:
+    """Restore under runc or crun. Raises RestoreError, ConflictError...; nothing is left then.
+
+    The container gets this process' stdin, stdout and stderr, as with the runtimes' own restore.
+    """
+    started = time.monotonic()
+    old = own.get("container")
+    container_id = options.name or (str(old.get("id")) if isinstance(old, dict) else "")
+    if not paths.valid_id(container_id):
+        raise UsageError(f"{container_id!r} cannot be the id of a container", hint="give one: --name NAME")
+    engine = options.engine or str(own["engine"])  # a checkpoint of runc is for runc, one of crun for crun
+    runtime = options.runtime or engine
+    runtime = runtime if runtime.startswith("/") else which(runtime)
+    seconds: dict[str, float] = {}
+    with ExitStack() as undo:
+        known = record.Record(options.root, container_id)
+        _check_free(runtime, options.root, container_id)
+        known.save(runtime, {"restored": True}, "")
+        undo.callback(known.remove)
+        bundle = options.bundle or _make_bundle(paths.bundle_directory(options.root, container_id), undo)
+        at = time.monotonic()
+        _fill_bundle(bundle, directory, options, undo)
+        seconds["file system"] = time.monotonic() - at
+        at = time.monotonic()
+        status = _run(bundle, directory, container_id, options, criu, undo)
+        seconds["restore"] = time.monotonic() - at
+        undo.pop_all()
+    seconds["total"] = time.monotonic() - started
+    return Restored(engine, container_id, container_id, status, seconds)
+
+
+def _check_free(runtime: str, root: str | None, container_id: str) -> None:
+    argv = [runtime, *(["--root", root] if root else []), "state", container_id]
+    if subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+        raise ConflictError(
+            f"a container {container_id} exists on this node",
+            hint=f"give another name (--name NAME), or delete it: {shlex.join([*argv[:-2], 'delete', container_id])}",
+        )
+
+
+def _make_bundle(where: str, undo: ExitStack) -> Path:
+    bundle = Path(where)
+    try:
+        bundle.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        # its container is gone (_check_free), and whoever deleted it did not go through cryoci-runtime
+        shutil.rmtree(bundle)
+        bundle.mkdir(mode=0o700)
+    undo.callback(shutil.rmtree, bundle, ignore_errors=True)
+    return bundle
+
+
+def _fill_bundle(bundle: Path, directory: Path, options: RestoreOptions, undo: ExitStack) -> None:
+    """config.json and rootfs: a bundle of the operator's keeps its own, and gets the changes."""
+    full, diff = directory / "rootfs.tar", directory / "rootfs-diff.tar"
+    if options.bundle is None:
+        spec = untrusted.spec(read_dump(directory, "spec.dump"), allow=options.allow)
+        if not full.is_file():
+            raise NotFoundError(
+                "the checkpoint does not hold the container's whole file system",
+                hint="prepare a bundle with the same base rootfs and give it: --bundle DIR",
+            )
+        spec["root"] = {"path": "rootfs", "readonly": bool((spec.get("root") or {}).get("readonly"))}
+        spec["process"]["terminal"] = False
+        # the old node's: a copy would share its original's cgroup, and a hostile one that of a service here
+        spec["linux"].pop("cgroupsPath", None)
+        write_json(bundle / "config.json", spec)
+        (bundle / "rootfs").mkdir(mode=0o755)
+        rootfs.apply(bundle / "rootfs", full)
+        return
+    try:
+        where = bundle / str(read_json(bundle / "config.json")["root"]["path"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise NotFoundError(
+            f"{bundle} is not an OCI bundle: {e}", hint="it needs a config.json and a rootfs"
+        ) from e
+    if full.is_file() and not any(where.iterdir()):
+        rootfs.apply(where, full)
+    elif diff.is_file() or (directory / "deleted.files").is_file():
+        deleted = directory / "deleted.files"
+        rootfs.apply(where, diff if diff.is_file() else None, deleted if deleted.is_file() else None)
+
+
+def _run(
+    bundle: Path,
+    directory: Path,
+    container_id: str,
+    options: RestoreOptions,
+    criu: CriuOptions,
+    undo: ExitStack,
+) -> int | None:
+    """Run the restore; in the foreground to the container's end, whose exit status is returned."""
+    undo.callback(_delete, options.root, container_id)
+    with scratch("restore-work.") as work:
+        pid_file = work / "pid"
+        argv = runtime_argv(
+            options.root,
+            "restore",
+            *(["--detach"] if options.detach else []),
+            *(
+                "--bundle",
+                str(bundle),
+                "--image-path",
+                str(directory / "checkpoint"),
+                "--work-path",
+                str(work),
+            ),
+            *("--pid-file", str(pid_file)),
+            *criu_flags(criu, "restore"),
+            container_id,
+        )
+        with deferred() if options.detach else nullcontext():
+            status = subprocess.run(argv, start_new_session=options.detach).returncode
+        if not options.detach and pid_file.is_file():
+            _delete(options.root, container_id)
+            return status
+        if status != 0:
+            raise _failure(
+                container_id, options.root, log.explain(str(work / "restore.log"), "restore"), status
+            )
+    netns.raise_loopback(_probe(options.root, container_id))
+    return None
+
+
+def _failure(container_id: str, root: str | None, cause: log.Cause | None, status: int) -> RestoreError:
+    if cause is None:
+        return RestoreError(
+            f"container {container_id} could not be restored: the runtime ended with status {status}",
+            hint="it said why above",
+        )
+    kept = record.Record(root, container_id).log("restore")
+    return RestoreError(
+        f"container {container_id} could not be restored: {cause.summary}",
+        hint=f"{cause.hint} (log: {kept})",
+    )
+
+
+def _delete(root: str | None, container_id: str) -> None:
+    argv = [*runtime_argv(root, "delete", "--force"), container_id]
+    whole(argv)
+
+
+def _probe(root: str | None, container_id: str) -> int:
+    """Pid of the restored container, once it has proven to run."""
+    pid = 0
+    for pause in (0.0, 0.1):
+        time.sleep(pause)
+        argv = [*runtime_argv(root, "state"), container_id]
+        result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True)
+        state = json.loads(result.stdout) if result.returncode == 0 else {}
+        pid = int(state.get("pid", 0))
+        if state.get("status") != "running" or not os.path.exists(f"/proc/{pid}"):
+            raise RestoreError(
+                f"the runtime reports success, but container {container_id} is {state.get('status', 'not there')}"
+            )
+    return pid

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restore under podman: find the base image, hand podman a safe archive, look at what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Collection
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from cryoci.command import describe, run
+from cryoci.errors import (
+    ConflictError,
+    NotFoundError,
+    RestoreError,
+    SpaceError,
+    ToolError,
+    UnsupportedError,
+)
+from cryoci.files import scratch
+from cryoci.shim import cgroup, underlying, untrusted
+from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.engines.interrupt import deferred, whole
+from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
+from cryoci.shim.engines.watch import watching
+from cryoci.shim.restore import made_by
+
+# What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
+_FILES = ("network.status", "devshm-checkpoint.tar", "rootfs-diff.tar", "deleted.files", "ctr.log")
+
+
+def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu: CriuOptions) -> Restored:
+    """Restore under podman. Raises RestoreError, ConflictError, NotFoundError; nothing is left then."""
+    started = time.monotonic()
+    storage = json.loads(run(["podman", "info", "--format=json"]).stdout)["store"]
+    config = untrusted.podman_config(
+        read_dump(directory, "config.dump"), volumes=storage["volumePath"], allow=options.allow
+    )
+    _mount_volumes(config, storage["volumePath"])
+    name = options.name or str(config.get("name", ""))
+    container_id = str(config.get("id", ""))
+    _check_free(name, container_id, renamed=options.name is not None)
+    seconds = {}
+    seconds["base image"] = _timed(lambda: _find_base(config, own))
+    if options.runtime:
+        config["runtime"] = options.runtime
+    _check_runtime(os.path.basename(str(config.get("runtime"))), made_by(str(directory / "checkpoint")))
+    before = _containers()
+    volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
+    with ExitStack() as undo:
+        undo.callback(_clean, before, volumes)
+        with scratch("import.") as place:
+            archive = place / "archive.tar"
+            seconds["archive"] = _timed(lambda: _write_archive(directory, config, archive))
+            argv = ["podman", "container", "restore", f"--import={archive}"]
+            if options.name:
+                argv.append(f"--name={options.name}")
+            argv += _flags(criu)
+            if not (directory / "volumes").is_dir():
+                argv.append("--ignore-volumes")
+            seconds["restore"] = _timed(lambda: _import(argv, name, Path(storage["graphRoot"])))
+        made = _running(name)
+        undo.pop_all()
+    seconds["total"] = time.monotonic() - started
+    result = Restored("podman", made, name, seconds=seconds)
+    if not options.detach:
+        result.status = subprocess.run(["podman", "attach", "--no-stdin", made]).returncode
+    return result
+
+
+def in_place(container: Any, images: Path, criu: CriuOptions) -> None:
+    """Restore a container of this node that podman still knows, from CRIU images that lie elsewhere."""
+    wanted = Path(container.bundle) / "checkpoint"
+    shutil.rmtree(wanted, ignore_errors=True)
+    shutil.copytree(images, wanted)
+    # podman must have seen the end of the container before it restores it
+    run(["podman", "wait", "--ignore", "--", container.id], check=False, timeout=30)
+    run(["podman", "container", "restore", "--keep", *_flags(criu), "--", container.id])
+
+
+def _flags(criu: CriuOptions) -> list[str]:
+    names = ("tcp-established", "tcp-close", "file-locks")
+    return [f"--{name}" for name in names if criu.to_mapping().get(name)]
+
+
+def _exists(kind: str, name: str) -> bool:
+    return run(["podman", kind, "exists", "--", name], check=False).returncode == 0
+
+
+def _check_free(name: str, container_id: str, *, renamed: bool) -> None:
+    if name and _exists("container", name):
+        raise ConflictError(
+            f"a container called {name} exists on this node", hint="give another name: --name NAME"
+        )
+    if not renamed and container_id and _exists("container", container_id):
+        raise ConflictError(
+            f"the container {container_id[:12]} itself still exists on this node",
+            hint="remove it (podman rm), or restore a copy with --name NAME",
+        )
+
+
+def _check_runtime(name: str, maker: str | None) -> None:
+    """cryoci-runtime picks the maker itself; podman's plain runc or crun must be the one."""
+    if maker in underlying.DEFAULTS and name in underlying.DEFAULTS and name != maker:
+        raise UnsupportedError(
+            f"the checkpoint was made by {maker}, and {name} cannot restore it",
+            hint=f"restore it with --runtime {maker}",
+        )
+
+
+def _find_base(config: dict[str, Any], own: dict[str, Any]) -> None:
+    """Make sure that podman will use the very base image of the checkpoint; pull it by digest if need be."""
+    image_id, name = str(config.get("rootfsImageID", "")), str(config.get("rootfsImageName", ""))
+    if not image_id:
+        return
+    if not _exists("image", image_id):
+        reference = own["annotations"].get("image.reference")
+        digest = own["annotations"].get("image.digest")
+        if not isinstance(reference, str) or "@sha256:" not in reference or reference.startswith("-"):
+            raise NotFoundError(
+                f"the base image {name} (id {image_id[:12]}, digest {digest or 'unknown'}) is not on this node, and "
+                "the checkpoint names no registry that has it",
+                hint="copy it here: podman save on the first node, podman load on this one; or push it to a registry "
+                "and pull it from there before the container is started",
+            )
+        try:
+            run(["podman", "pull", "--quiet", "--", reference])
+        except ToolError as e:
+            raise NotFoundError(
+                f"the base image {name} is not on this node and could not be pulled: {e.message}",
+                hint=f"pull it yourself: podman pull {reference}",
+            ) from e
+        if not _exists("image", image_id):
+            raise RestoreError(
+                f"{reference} is not the base image of the checkpoint (id {image_id[:12]})",
+                hint="the registry serves another image under that digest's name",
+            )
+    # podman looks the base up by name: here the name may be missing, or be another image's
+    for known in (name, own["annotations"].get("image.reference"), image_id):
+        if isinstance(known, str) and known and _image_id(known) == image_id:
+            config["rootfsImageName"] = known
+            return
+
+
+def _image_id(name: str) -> str:
+    asked = run(["podman", "image", "inspect", "--format={{.Id}}", "--", name], check=False)
+    return asked.stdout.decode().strip() if asked.returncode == 0 else ""
+
+
+def _new_volumes(config: dict[str, Any], *, brought: bool, allow: Collection[str]) -> set[str]:
+    """Volumes that the import will make. One of that name that is here already is this node's own."""
+    names = {str(v["volumeName"]) for v in config.get("namedVolumes") or ()}
+    here = sorted(name for name in names if _exists("volume", name))
+    if here and brought:
+        raise ConflictError(
+            f"the checkpoint brings the content of volumes that exist on this node: {', '.join(here)}",
+            hint=f"move them out of the way first: podman volume rm {' '.join(here)}",
+        )
+    if here and "mounts" not in allow:
+        raise RestoreError(
+            f"the checkpoint would get volumes that exist on this node: {', '.join(here)}",
+            hint="if they are its own, and you trust where it comes from, add: --allow mounts",
+        )
+    return names - set(here)
+
+
+def _mount_volumes(config: dict[str, Any], volumes: str) -> None:
+    """Mount the named volumes: podman itself does so when it starts a container, not when it imports one."""
+    mounts = config["spec"]["mounts"]
+    there = {mount["destination"] for mount in mounts}
+    for volume in config.get("namedVolumes") or ():
+        if volume["dest"] not in there:
+            source = f"{volumes}/{volume['volumeName']}/_data"
+            options = ["rbind", "rprivate", "nosuid", "nodev"]
+            if "ro" in (volume.get("options") or ()):
+                options.append("ro")
+            mounts.append(
+                {"destination": volume["dest"], "type": "bind", "source": source, "options": options}
+            )
+
+
+def _write_archive(directory: Path, config: dict[str, Any], archive: Path) -> None:
+    """The archive that `podman container restore --import` takes, with nothing in it that was not checked."""
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, value in (("config.dump", config), ("spec.dump", config["spec"])):
+            data = json.dumps(value).encode()
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o600
+            tar.addfile(member, BytesIO(data))
+        for name in _FILES:
+            if (directory / name).is_file():
+                tar.add(directory / name, name, recursive=False)
+        for folder in ("artifacts", "checkpoint", "pre-checkpoint", "volumes"):
+            if (directory / folder).is_dir():
+                tar.add(directory / folder, folder)
+
+
+def _import(argv: list[str], name: str, storage: Path) -> None:
+    with watching(storage / "overlay-containers") as watch:
+        result = whole(argv)
+        watch.stop()
+        if result.returncode == 0:
+            return
+        cause, kept = watch.cause()
+    if cause is not None:
+        raise RestoreError(
+            f"podman could not restore {name}: {cause.summary}", hint=f"{cause.hint} (log: {kept})"
+        )
+    said = result.stderr.decode(errors="replace").strip()
+    if "no space left on device" in said.lower():
+        raise SpaceError(
+            f"podman could not restore {name}: its storage {storage} is full",
+            hint=f"make room there: podman image prune, podman system df ({said})",
+        )
+    raise RestoreError(
+        f"podman could not restore {name}: {said or describe(argv, result)}",
+        hint="podman refused before CRIU was asked; its own words are above",
+    )
+
+
+def _containers() -> set[str]:
+    return set(run(["podman", "ps", "--all", "--quiet", "--no-trunc"]).stdout.decode().split())
+
+
+def _clean(before: set[str], volumes: set[str]) -> None:
+    """Remove what a failed import has left: containers and volumes that were not there before."""
+    with deferred():
+        for made in _containers() - before:
+            run(["podman", "rm", "--force", "--time=0", "--", made], check=False)
+        for volume in volumes:
+            run(["podman", "volume", "rm", "--", volume], check=False)
+
+
+def _running(name: str) -> str:
+    """Id of the restored container, once it has proven to run."""
+    for pause in (0.0, 0.2):
+        time.sleep(pause)
+        asked = run(["podman", "container", "inspect", "--", name], check=False)
+        seen = json.loads(asked.stdout)[0] if asked.returncode == 0 else {}
+        state = seen.get("State") or {}
+        if not state.get("Running") or not os.path.exists(f"/proc/{state.get('Pid')}"):
+            raise RestoreError(
+                f"podman reports success, but container {name} is {state.get('Status', 'not there')}",
+                hint=f"see `podman logs {name}`: exit code {state.get('ExitCode', 'unknown')}",
+            )
+    cgroup.gather(int(seen["State"]["Pid"]))  # podman runs a plain crun without us
+    return str(seen["Id"])
+
+
+def _timed(act: Any) -> float:
+    started = time.monotonic()
+    act()
+    return time.monotonic() - started

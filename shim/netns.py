@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network namespace of a restored container.
+
+Also a program, `python -m cryoci.shim.netns PID`: a process enters a network namespace as a whole, and the one
+that restores must stay where it is. (pyroute2's NetNS forks for that, and a failure in its child would
+run the rollback of a restore a second time.)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cryoci.command import run
+
+_CLONE_NEWNET = 0x40000000
+
+
+def raise_loopback(pid: int) -> bool:
+    """Bring `lo` up in the network namespace of `pid` unless it is this node's own; tells whether it did.
+
+    runc has CRIU leave network namespaces empty (criu_linux.go, EmptyNs) and expects its caller to fill them;
+    on create it raises `lo` itself. Raises OSError, ToolError.
+    """
+    if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
+        return False
+    run([sys.executable, "-m", "cryoci.shim.netns", str(pid)])
+    return True
+
+
+def _main(pid: int) -> None:
+    import ctypes
+
+    from pyroute2 import IPRoute
+
+    with open(f"/proc/{pid}/ns/net") as namespace:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace of {pid}")
+    with IPRoute() as route:
+        route.link("set", index=1, state="up")  # the first device of any namespace is lo
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))

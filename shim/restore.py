@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`restore`: edit the bundle for this node, run the real runtime, and undo all of it when that fails."""
+
+import json
+import os
+
+from cryoci.errors import CryociError, PrivilegeError
+from cryoci.files import read_json
+from cryoci.shim import bundle, cgroup, checkpoint, create, failure, operation, underlying
+from cryoci.shim.argv import Invocation, parse
+from cryoci.shim.criu import conf, images
+from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.criu.probe import probe
+from cryoci.shim.paths import valid_id
+from cryoci.shim.record import Record
+from cryoci.shim.runtime import Runtime, identify
+
+
+def main(line: Invocation, launcher: str) -> int:
+    """Restore a container; returns the runtime's exit status (the container's, without `--detach`).
+
+    Raises PrivilegeError, NotFoundError, UnsupportedError, ConfigError, SpaceError, ImageError.
+    """
+    path = underlying.recorded(line.root, line.id, launcher) or choose(line, launcher)
+    below = identify(path)
+    line = parse(line.argv, below.kind)
+    if line.doubt or not valid_id(line.id) or line.asks_help:
+        underlying.execute(path, line.argv)
+    if os.geteuid() != 0:
+        raise PrivilegeError(
+            "restore needs root: CRIU makes processes with given ids", hint="run it as root"
+        )
+    probe()
+    record = Record(line.root, line.id or "")
+    chosen = operation.options(line, below, record)
+    operation.make_work_directory(line)
+    known = record.exists
+    if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
+        images.check(operation.image_directory(line))
+    made = create.prepare(line, below, conf.render(chosen, "restore"))
+    if made is None:  # no bundle to edit: the runtime says so
+        underlying.execute(path, line.argv)
+        return 1
+    edit = made[1]
+    status = 1
+    try:
+        status = attempt(line, below, record, edit, chosen)
+        if status == 0 and below.kind == "crun" and line.has("detach"):
+            gather(line, below)
+    finally:
+        if status != 0:
+            edit.undo()
+            if not known:
+                record.remove()
+    return status
+
+
+def attempt(line: Invocation, below: Runtime, record: Record, edit: bundle.Edit, chosen: CriuOptions) -> int:
+    """Run the runtime below on a prepared bundle; when it fails, say why."""
+    reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
+    argv = operation.words(line, below, chosen, reads_conf=reads_conf)
+    env = operation.environment(record, reads_conf=reads_conf)
+    status, explained = operation.run(line, argv, below, record, "restore", env)
+    if status != 0 and explained:
+        other = made_by(operation.image_directory(line))
+        if other and other != below.name:
+            failure.say(
+                line,
+                f"the checkpoint was made by {other}, and {below.name} was asked to restore it",
+                f"restore it with {other}: set [runtime] path",
+            )
+    return status
+
+
+def gather(line: Invocation, below: Runtime) -> None:
+    """Bring processes that crun has left in our cgroup into the container's."""
+    from cryoci.command import run
+
+    named = line.options.get("pid-file")
+    try:
+        if named:
+            with open(named) as f:
+                pid = int(f.read())
+        else:
+            root = ["--root", line.root] if line.root else []
+            pid = int(json.loads(run([below.path, *root, "state", line.id or ""]).stdout)["pid"])
+        cgroup.gather(pid)
+    except (OSError, ValueError, KeyError, CryociError) as e:
+        failure.say(line, f"processes of {line.id} may be outside of its cgroup: {e}", level="warning")
+
+
+def choose(line: Invocation, launcher: str) -> str:
+    """The runtime for a container that is new here: the one that made the checkpoint, if it is installed.
+
+    Their images differ (criu-root, devices), so one's are not the other's. The checkpoint, which is not
+    trusted, only picks between runc and crun of this node. Raises ConfigError, NotFoundError.
+    """
+    path = underlying.configured(launcher)
+    maker = made_by(operation.image_directory(line))
+    if maker in underlying.DEFAULTS and maker != identify(path).name:
+        return underlying.search(maker, launcher) or path
+    return path
+
+
+def made_by(directory: str) -> str | None:
+    """Name of the runtime that made the checkpoint in `directory`, if it says so."""
+    try:
+        value = read_json(f"{directory}/{checkpoint.FACTS}")
+        return str(value["runtime"])[:64]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
