@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What images there are and what they are, from manifests and metadata layers alone; and removing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cryoci.errors import ConflictError, CryociError, NotFoundError, RegistryError
+from cryoci.ociimage import annotations as families
+from cryoci.ociimage import archive, extract, inflate, stores, unpack
+from cryoci.ociimage.layout import Layout
+from cryoci.ociimage.manifest import Descriptor
+from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.registry import Registry
+from cryoci.ociimage.transport import RegistryOptions
+
+MAX_INSPECTED = 64 << 20  # bytes, compressed: a first layer up to this is read for its descriptions
+MAX_METADATA = 1 << 30  # bytes of tar that this may become
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer: sizes in bytes; `raw_size` None when the image does not say."""
+
+    digest: str
+    media_type: str
+    size: int
+    raw_size: int | None
+    holds: str
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """An image as `inspect` sees it. `facts` are named as in families.FACTS; times are RFC 3339."""
+
+    reference: str
+    digest: str
+    manifest_digest: str
+    architecture: str
+    created: str
+    size: int
+    raw_size: int | None
+    engine: str
+    container_name: str
+    container_id: str
+    base_image: str
+    base_digest: str
+    runtime: str
+    criu_version: str
+    facts: Mapping[str, str]
+    annotations: Mapping[str, str]
+    layers: tuple[LayerInfo, ...]
+
+
+@dataclass(frozen=True)
+class ImageSummary:
+    """One line of a list; `problem` says why an entry could not be read, and the rest is then empty."""
+
+    name: str
+    digest: str
+    created: str = ""
+    size: int = 0
+    raw_size: int | None = None
+    engine: str = ""
+    container_name: str = ""
+    base_image: str = ""
+    problem: str = ""
+
+
+def inspect(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions | None = None) -> ImageInfo:
+    """Everything about an image that can be told without fetching memory or file systems.
+
+    Raises NotFoundError, ImageError, IntegrityError, RegistryError.
+    """
+    store = stores.open_store(ref, registry_options)
+    found = stores.resolve(store, stores.source_name(ref, store))
+    noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
+    config = stores.read_config(store, found.manifest)
+    # what the checkpoint itself says comes second: annotations are what engines and the maker went by
+    facts = {**_descriptions(store, found.manifest.layers[0]), **families.read(noted)}
+    return ImageInfo(
+        str(ref),
+        found.top.digest,
+        found.manifest_digest,
+        config.architecture,
+        noted.get(families.CREATED) or config.created,
+        found.manifest.config.size + sum(layer.size for layer in found.manifest.layers),
+        _number(noted.get(families.RAW_SIZE)),
+        facts.get("engine.name", ""),
+        facts.get("container.name", ""),
+        facts.get("container.id", ""),
+        facts.get("image.name", ""),
+        facts.get("image.digest", ""),
+        facts.get("runtime.name", ""),
+        facts.get("criu.version", ""),
+        facts,
+        noted,
+        tuple(_layer(layer) for layer in found.manifest.layers),
+    )
+
+
+def list_images(
+    ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions | None = None
+) -> list[ImageSummary]:
+    """The images of a layout or repository, by name; only manifests are read.
+
+    A layout that does not exist yet is empty. One broken image does not hide the others.
+    """
+    try:
+        store = stores.open_store(ref, registry_options)
+    except NotFoundError:
+        if isinstance(ref, LayoutRef) and not ref.path.exists():
+            return []
+        raise
+    return [_summary(store, name) for name in store.names()]
+
+
+def remove(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions | None = None) -> int:
+    """Remove an image by name or digest; returns the bytes freed here.
+
+    A layout frees blobs at once, unless another process is writing to it. A registry frees them at its own
+    collection, so 0 is returned. Raises NotFoundError, ConflictError, RegistryError.
+    """
+    store = stores.open_store(ref, registry_options)
+    name = stores.source_name(ref, store)
+    if isinstance(store, Layout):
+        store.untag(name)
+        return store.collect()
+    _remove_remote(store, name)
+    return 0
+
+
+def _remove_remote(store: Registry, name: str) -> None:
+    digest = store.get_manifest(name).digest
+    if name == digest or not store.delete_manifest(name):
+        # many registries delete by digest only, and that takes every tag of the image along
+        others = (
+            [] if name == digest else [t for t in store.names() if t != name and _leads_to(store, t, digest)]
+        )
+        if others:
+            raise ConflictError(
+                f"{store.host} cannot delete a tag alone, and {', '.join(others[:8])} lead to the same",
+                hint=f"remove all of them at once: cryoci rm {store.host}/{store.repository}@{digest}",
+            )
+        store.delete_manifest(digest)
+    try:
+        store.get_manifest(name)
+    except NotFoundError:
+        return
+    raise RegistryError(
+        f"{store.host} said that it deleted {store.repository}:{name}, but it is still there"
+    )
+
+
+def _leads_to(store: Registry, tag: str, digest: str) -> bool:
+    try:
+        return store.get_manifest(tag).digest == digest
+    except NotFoundError:
+        return False
+
+
+def _summary(store: Layout | Registry, name: str) -> ImageSummary:
+    try:
+        found = stores.resolve(store, name)
+    except CryociError as e:
+        return ImageSummary(name, "", problem=e.message)
+    noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
+    facts = families.read(noted)
+    problem = "" if families.is_checkpoint(noted) else "not a checkpoint"
+    return ImageSummary(
+        name,
+        found.top.digest,
+        noted.get(families.CREATED, ""),
+        found.manifest.config.size + sum(layer.size for layer in found.manifest.layers),
+        _number(noted.get(families.RAW_SIZE)),
+        facts.get("engine.name", ""),
+        facts.get("container.name", ""),
+        facts.get("image.name", ""),
+        problem,
+    )
+
+
+def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]:
+    """The facts in config.dump, spec.dump and cryoci.json; none when the first layer holds memory too."""
+    if layer.size > MAX_INSPECTED:
+        return {}
+    unpack.check_type(layer)
+    with ThreadPoolExecutor(1, "cryoci-inflate") as pool:
+        incoming = inflate.ahead(store.open_blob(layer))
+        try:
+            content = inflate.inflate(incoming, pool, limit=unpack.raw_limit(layer, MAX_METADATA))
+            return archive.facts(extract.members(content, archive.DESCRIPTIONS, limit=archive.MAX_JSON))
+        finally:
+            incoming.close()
+
+
+def _layer(layer: Descriptor) -> LayerInfo:
+    noted = layer.annotations
+    raw = _number(noted.get(families.LAYER_RAW_SIZE))
+    return LayerInfo(layer.digest, layer.media_type, layer.size, raw, noted.get(families.LAYER_KIND, ""))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 18 else None

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers: files become a compressed tar in one pass, and back, in bounded memory.
+
+A layer is a deterministic tar cut into frames of 2 MiB, each compressed on its own: a legal zstd (or
+gzip) stream for every consumer, while both directions run on several threads. At level 1 the size
+is that of larger frames (measured: within 0.02 %), memory stays small, and the allocator reuses its pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryoci.errors import ImageError, UsageError
+from cryoci.ociimage import archive, manifest, tar, zstd
+
+FRAME = 2 << 20  # bytes of tar per compressed frame
+BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
+MAX_LAYERS = 100  # overlayfs stops at about 127 lower directories in container storage
+DEPTH = 3  # frames in flight per layer
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A codec and its level; `parse` reads "zstd:1", "gzip:6" or "none"."""
+
+    codec: str = "zstd"
+    level: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Compression:
+        """Raises UsageError for an unknown codec or a level that it does not have."""
+        codec, colon, level = text.partition(":")
+        bounds = {"zstd": (-50, 19, 1), "gzip": (1, 9, 6), "none": (0, 0, 0)}.get(codec)
+        if bounds is None or (colon and not level.lstrip("-").isdigit()):
+            raise UsageError(
+                f"unknown compression {text!r}", hint="use zstd:1, zstd:LEVEL, gzip:LEVEL or none"
+            )
+        number = int(level) if colon else bounds[2]
+        if not bounds[0] <= number <= bounds[1]:
+            raise UsageError(f"{codec} has no level {number}", hint=f"use {bounds[0]} to {bounds[1]}")
+        return Compression(codec, number)
+
+    @property
+    def media_type(self) -> str:
+        """The layer media type that says so."""
+        types = {"zstd": manifest.LAYER_ZSTD, "gzip": manifest.LAYER_GZIP, "none": manifest.LAYER_TAR}
+        return types[self.codec]
+
+    def compressor(self) -> Callable[[memoryview], bytes]:
+        """A function that makes one complete frame of one buffer; one per thread."""
+        if self.codec == "zstd":
+            return zstd.frame_compressor(self.level)
+        if self.codec == "gzip":
+            return lambda data: zlib.compress(data, self.level, 31)
+        return bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one layer will hold: `title` is "metadata" or the name of its one file."""
+
+    title: str
+    files: tuple[archive.File, ...]
+    folders: tuple[str, ...] = ()
+    has_parent: bool = False
+
+    @property
+    def raw_size(self) -> int:
+        """Bytes of the layer's tar, from names and sizes alone."""
+        heads = sum(len(head) for head, _ in self.members())
+        return heads + sum(f.size + -f.size % tar.BLOCK for f in self.files) + len(tar.END)
+
+    def members(self) -> Iterator[tuple[bytes, archive.File | None]]:
+        """Headers in order, each with the file whose data follows it."""
+        for folder in self.folders:
+            yield tar.header(f"{folder}/", 0, tar.DIRECTORY), None
+        for file in self.files:
+            yield tar.header(file.name, file.size), file
+        if self.has_parent:
+            yield tar.header(archive.PARENT, 0, tar.SYMLINK, archive.PARENT_TARGET), None
+
+
+def plan(checkpoint: archive.Checkpoint) -> list[Plan]:
+    """One small layer of metadata, then one for each bulk file, so that these move in parallel."""
+    bulk = [f for f in checkpoint.files if _is_bulk(f)]
+    if len(bulk) > MAX_LAYERS - 1:
+        bulk = sorted(bulk, key=lambda f: (-f.size, f.name))[: MAX_LAYERS - 2]
+    chosen = {f.name for f in bulk}
+    rest = [f for f in checkpoint.files if f.name not in chosen]
+    small = tuple(f for f in rest if not _is_bulk(f))
+    crowd = tuple(f for f in rest if _is_bulk(f))
+    plans = [Plan("metadata", small, checkpoint.folders, checkpoint.has_parent)]
+    if crowd:
+        plans.append(Plan("rest", crowd, _folders(crowd)))
+    return plans + [Plan(f.name, (f,), _folders((f,))) for f in sorted(bulk, key=lambda f: f.name)]
+
+
+def _is_bulk(file: archive.File) -> bool:
+    return file.size >= BULK_SIZE or file.name in archive.BULK or file.name.startswith("volumes/")
+
+
+def _folders(files: Sequence[archive.File]) -> tuple[str, ...]:
+    return tuple(sorted({f.name.partition("/")[0] for f in files if "/" in f.name}))
+
+
+class Pool:
+    """The compressing threads that all layers share; close it, or use it as a context manager."""
+
+    def __init__(self, compression: Compression, workers: int = WORKERS) -> None:
+        self.compression = compression
+        self._local = threading.local()
+        self._executor = ThreadPoolExecutor(workers, "cryoci-compress")
+
+    def submit(self, data: memoryview) -> Future[bytes]:
+        """Compress `data` to one frame; it must not change until the result is there."""
+        return self._executor.submit(self._compress, data)
+
+    def _compress(self, data: memoryview) -> bytes:
+        if not hasattr(self._local, "compress"):
+            self._local.compress = self.compression.compressor()
+        result: bytes = self._local.compress(data)
+        return result
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class Writer:
+    """A layer to be written: `open` may be called again when a transfer must start over.
+
+    After `open` is exhausted, `diff_id` is the sha256 digest of the uncompressed tar; empty without
+    compression, where it is the digest of what `open` gave. `advance` hears of its bytes as they pass.
+    """
+
+    def __init__(self, directory: Path, plan: Plan, pool: Pool, advance: Callable[[int], None]) -> None:
+        self.plan = plan
+        self.diff_id = ""
+        self._advance = advance
+        self._shown = 0
+        self._directory = directory
+        self._pool = pool
+
+    def open(self) -> Iterator[bytes]:
+        """Compressed frames in order. Raises ImageError when a file changes under our hands, OSError."""
+        digest = hashlib.sha256()
+        spare: list[bytearray] = []
+        pending: deque[tuple[Future[bytes], Future[object], memoryview, bytearray]] = deque()
+
+        def take() -> bytes:
+            compressed, hashed, view, buffer = pending.popleft()
+            result = compressed.result()
+            hashed.result()
+            self._shown += len(view)
+            self._advance(len(view))
+            view.release()
+            spare.append(buffer)
+            return result
+
+        self._advance(-self._shown)
+        self._shown = 0
+        # what is not compressed has one digest, and whoever stores it computes that anyway
+        plain = self._pool.compression.codec == "none"
+        hashing: Callable[[memoryview], object] = len if plain else digest.update
+        hasher = ThreadPoolExecutor(1, "cryoci-hash")
+        try:
+            for view, buffer in self._frames(spare):
+                hashed = hasher.submit(hashing, view)
+                pending.append((self._pool.submit(view), hashed, view, buffer))
+                if len(pending) == DEPTH:
+                    yield take()
+            while pending:
+                yield take()
+        finally:
+            hasher.shutdown(wait=True, cancel_futures=True)
+        self.diff_id = "" if plain else f"sha256:{digest.hexdigest()}"
+
+    def _frames(self, spare: list[bytearray]) -> Iterator[tuple[memoryview, bytearray]]:
+        """The tar in buffers of FRAME bytes, taken from `spare` so that pages are touched only once."""
+        buffer, used = bytearray(FRAME), 0
+        for fill in self._pieces():
+            while True:
+                used += fill(memoryview(buffer)[used:])
+                if used < FRAME:
+                    break
+                yield memoryview(buffer), buffer
+                buffer, used = (spare.pop() if spare else bytearray(FRAME)), 0
+        if used:
+            yield memoryview(buffer)[:used], buffer
+
+    def _pieces(self) -> Iterator[Callable[[memoryview], int]]:
+        for head, file in self.plan.members():
+            yield _Bytes(head)
+            if file is not None:
+                with _opened(self._directory / file.name, file.size) as source:
+                    yield source
+                yield _Bytes(tar.padding(file.size))
+        yield _Bytes(tar.END)
+
+
+class _Bytes:
+    """Fills buffers from bytes; returns less than the room only at the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = memoryview(data)
+
+    def __call__(self, room: memoryview) -> int:
+        n = min(len(room), len(self._rest))
+        room[:n] = self._rest[:n]
+        self._rest = self._rest[n:]
+        return n
+
+
+class _opened:
+    """Fills buffers from a file of a promised size; returns less than the room only at the end."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._left = path, size
+        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if os.fstat(self._fd).st_size != size:
+            os.close(self._fd)
+            raise ImageError(f"{path} changed its size while it was packed")
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def __enter__(self) -> _opened:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        os.close(self._fd)
+
+    def __call__(self, room: memoryview) -> int:
+        done = 0
+        while done < len(room) and self._left:
+            n = os.readv(self._fd, [room[done : done + self._left]])
+            if n == 0:
+                raise ImageError(f"{self._path} became shorter while it was packed")
+            done += n
+            self._left -= n
+        return done

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint directory to an image, in one pass: no scratch copy, bounded memory, tagged last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryoci.ociimage import annotations as families
+from cryoci.ociimage import archive, blob, layers, parallel, stores
+from cryoci.ociimage.layout import Layout
+from cryoci.ociimage.manifest import (
+    CONFIG,
+    INDEX,
+    LAYER_ZSTD,
+    MANIFEST,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    digest_of,
+    goarch,
+    rfc3339,
+)
+from cryoci.ociimage.progress import Progress, Silent
+from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.registry import Registry
+from cryoci.ociimage.transport import RegistryOptions
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """An image that was written and read back.
+
+    `digest` is that of the index, to which the tag leads; `size` the bytes of all blobs, `raw_size` those of
+    the checkpoint, `skipped` the bytes that were there before.
+    """
+
+    digest: str
+    manifest_digest: str
+    size: int
+    raw_size: int
+    seconds: float
+    reference: str
+    skipped: int
+
+
+def push(
+    directory: Path,
+    ref: LayoutRef | RegistryRef,
+    *,
+    annotations: Mapping[str, str] | None = None,
+    compression: str = "zstd:1",
+    created: datetime | None = None,
+    progress: Progress | None = None,
+    registry_options: RegistryOptions | None = None,
+) -> PackResult:
+    """Package the checkpoint in `directory` and write it to `ref`.
+
+    `annotations` are facts (annotations.FACTS) or full keys and win over what the checkpoint says itself.
+    `created` defaults to the time of the dump, so the same directory gives the same digests. Raises
+    ImageError, UsageError, RegistryError, SpaceError; then nothing is tagged.
+    """
+    began = time.monotonic()
+    codec = layers.Compression.parse(compression)
+    name = stores.target_name(ref)
+    checkpoint = archive.validate(directory)
+    noted = _annotations(checkpoint, annotations or {}, created)
+    store = stores.open_store(ref, registry_options, create=True)
+    plans = layers.plan(checkpoint)
+    with store.session():
+        with layers.Pool(codec) as pool:
+            done = _put_layers(store, plans, pool, directory, progress or Silent())
+        config = ImageConfig(
+            goarch(noted.get(families.CRIU + "host.arch")),
+            noted[families.CREATED],
+            [writer.diff_id or stored.digest for stored, writer in done],
+            [f"cryoci push: {plan.title}" for plan in plans],
+        ).to_bytes()
+        descriptors = [
+            Descriptor(codec.media_type, stored.digest, stored.size, _layer_annotations(writer.plan))
+            for stored, writer in done
+        ]
+        image, index = _documents(config, descriptors, noted)
+        parts = [stored for stored, _ in done]
+        parts.append(store.put_blob(blob.Bytes(config), _descriptor(CONFIG, config), lambda n: None))
+        manifest_digest = store.put_manifest(image, MANIFEST, None)
+        digest = store.put_manifest(index, INDEX, name)
+        stores.confirm(store, name, digest)
+    return PackResult(
+        digest,
+        manifest_digest,
+        sum(part.size for part in parts) + len(image) + len(index),
+        checkpoint.size,
+        time.monotonic() - began,
+        str(ref),
+        sum(part.size for part in parts if not part.sent),
+    )
+
+
+def _annotations(
+    checkpoint: archive.Checkpoint, given: Mapping[str, str], created: datetime | None
+) -> dict[str, str]:
+    when = created or checkpoint.created
+    own = {
+        "raw-size": str(checkpoint.size),
+        "checkpointed": rfc3339(checkpoint.created),
+        families.CREATED: rfc3339(when),
+    }
+    return families.build({"host.arch": goarch(), **checkpoint.facts, **own, **given})
+
+
+def _layer_annotations(plan: layers.Plan) -> dict[str, str]:
+    return {
+        families.LAYER_KIND: plan.title,
+        families.LAYER_RAW_SIZE: str(plan.raw_size),
+        families.TITLE: plan.title,
+    }
+
+
+def _documents(
+    config: bytes, descriptors: list[Descriptor], noted: Mapping[str, str]
+) -> tuple[bytes, bytes]:
+    """The bytes of the manifest and of the index."""
+    image = Manifest(_descriptor(CONFIG, config), descriptors, noted).to_bytes()
+    platform = {"architecture": ImageConfig.parse(config).architecture, "os": "linux"}
+    # containers/image adds this mark to what it copies, which would change the digest
+    marks = {families.ZSTD: "true"} if any(d.media_type == LAYER_ZSTD for d in descriptors) else {}
+    entry = Descriptor(MANIFEST, digest_of(image), len(image), marks, platform)
+    return image, Index([entry], noted).to_bytes()
+
+
+def _descriptor(media_type: str, data: bytes) -> Descriptor:
+    return Descriptor(media_type, digest_of(data), len(data))
+
+
+def _put_layers(
+    store: Layout | Registry,
+    plans: list[layers.Plan],
+    pool: layers.Pool,
+    directory: Path,
+    progress: Progress,
+) -> list[tuple[blob.Stored, layers.Writer]]:
+    def put(plan: layers.Plan, stop: parallel.Stop) -> tuple[blob.Stored, layers.Writer]:
+        token = progress.start(plan.title, plan.raw_size)
+        writer = layers.Writer(directory, plan, pool, lambda n: progress.advance(token, n))
+        stored = store.put_blob(blob.Opened(lambda: stop.guard(writer.open())), None, lambda n: None)
+        progress.done(token)
+        return stored, writer
+
+    return parallel.each(put, plans)

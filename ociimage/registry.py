@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A repository of an OCI registry (distribution-spec v1.1) as a store of images.
+
+Bulk goes up as one streamed PATCH per blob: with docker-registry that is twice as fast as a PATCH per
+16 MiB, and needs no digest in advance. Sources can be read again, so a broken upload asks the registry
+how much it holds and streams the rest; a registry that refuses PATCH gets a monolithic PUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import quote, urlsplit
+
+import requests
+import urllib3
+
+from cryoci.errors import ImageError, IntegrityError, NotFoundError, RegistryError
+from cryoci.ociimage import blob, strictjson, transport
+from cryoci.ociimage.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, Descriptor, digest_of
+from cryoci.ociimage.reference import RegistryRef
+from cryoci.ociimage.transport import LostError, RegistryOptions
+
+SMALL = 1 << 20  # bytes; a blob up to this is hashed before it is sent, and skipped when it is there
+PIECE = 256 << 10  # bytes of one HTTP chunk
+MAX_TAGS = 100_000
+_ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
+_OCTETS = {"Content-Type": "application/octet-stream"}
+_NO_PATCH = (404, 405, 411, 415, 501)  # answers of registries that take no streamed PATCH
+
+
+class _RefusedError(Exception):
+    """The registry takes no streamed PATCH."""
+
+
+class Registry:
+    """The repository of a RegistryRef; its tag and digest do not matter here."""
+
+    def __init__(self, ref: RegistryRef, options: RegistryOptions | None = None) -> None:
+        self.repository = ref.repository
+        self.host = ref.host
+        self.transport = transport.Transport(ref.host, ref.repository, options or RegistryOptions())
+        self._path = f"/v2/{ref.repository}"
+        self._streams = True
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Nothing to hold: unreferenced blobs are the registry's to collect, and tags come last."""
+        yield
+
+    # blobs
+
+    def has_blob(self, digest: str, size: int) -> bool:
+        """HEAD of the blob; a wrong size counts as absent."""
+        answer = self.transport.request(
+            "HEAD", f"{self._path}/blobs/{digest}", ok=(200, 404), what=f"look for blob {digest}"
+        )
+        length = answer.headers.get("Content-Length")
+        return answer.status_code == 200 and (length is None or length == str(size))
+
+    def put_blob(
+        self, source: blob.Source, expected: Descriptor | None, advance: Callable[[int], None]
+    ) -> blob.Stored:
+        """Upload a blob. Raises IntegrityError when the source is not what `expected` promises."""
+        if expected is not None and self.has_blob(expected.digest, expected.size):
+            advance(expected.size)
+            return blob.Stored(expected.digest, expected.size, 0)
+        chunks = source.open()
+        first, complete = _start(chunks)
+        if complete:
+            return self._put_small(first, expected, advance)
+        upload = _Upload(self.transport, self._path, source, expected, advance)
+        if self._streams:
+            try:
+                return upload.stream(_chain(first, chunks))
+            except _RefusedError:
+                self._streams = False
+        return upload.monolithic()
+
+    def _put_small(
+        self, data: bytes, expected: Descriptor | None, advance: Callable[[int], None]
+    ) -> blob.Stored:
+        digest = digest_of(data)
+        if expected is not None:
+            blob.check(digest, len(data), expected)
+        elif self.has_blob(digest, len(data)):
+            advance(len(data))
+            return blob.Stored(digest, len(data), 0)
+        what = f"upload blob {digest}"
+        answer = self.transport.request("POST", f"{self._path}/blobs/uploads/", ok=(202,), what=what)
+        url = self.transport.trusted(_location(answer))
+        self.transport.request(
+            "PUT", url, params={"digest": digest}, data=data, headers=_OCTETS, ok=(201, 204), what=what
+        )
+        advance(len(data))
+        return blob.Stored(digest, len(data), len(data))
+
+    def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Download a blob, verified; a lost connection is taken up again where it broke (Range)."""
+        return blob.verified(self.raw_blob(descriptor), descriptor)
+
+    def raw_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """A blob's bytes, not verified: for `put_blob` of another store, which does that."""
+        url, what = f"{self._path}/blobs/{descriptor.digest}", f"download blob {descriptor.digest}"
+        offset, tries = 0, 0
+        while True:
+            headers = {"Range": f"bytes={offset}-"} if offset else {}
+            answer = self.transport.request(
+                "GET", url, ok=(200, 206), what=what, headers=headers, stream=True
+            )
+            if offset and answer.status_code != 206:
+                answer.close()
+                raise RegistryError(
+                    f"{what}: the connection broke, and the registry cannot go on from the middle"
+                )
+            start = offset
+            try:
+                while chunk := answer.raw.read(blob.CHUNK):
+                    offset += len(chunk)
+                    yield chunk
+                    if offset > descriptor.size:
+                        return
+                length = answer.headers.get("Content-Length")
+                if offset >= descriptor.size or length is None or offset == start + int(length):
+                    return  # all that the registry has; whoever verifies it says what is wrong
+                reason = "it ended early"
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
+                reason = str(e)
+            finally:
+                answer.close()
+            tries += 1
+            if tries >= self.transport.options.attempts:
+                raise RegistryError(f"{what}: broke off at byte {offset}: {reason}", hint="try again later")
+            transport.sleep(0.5 * 2**tries)
+
+    # images
+
+    def get_manifest(self, reference: str) -> blob.Fetched:
+        """GET of a manifest or index; one that was asked for by digest must have it."""
+        answer = self.transport.request(
+            "GET",
+            f"{self._path}/manifests/{reference}",
+            ok=(200,),
+            what=f"fetch {self.host}/{self.repository}:{reference}",
+            headers={"Accept": _ACCEPT},
+            stream=True,
+        )
+        data = answer.raw.read(MAX_MANIFEST + 1)
+        while (more := answer.raw.read(MAX_MANIFEST + 1 - len(data))) and len(data) <= MAX_MANIFEST:
+            data += more
+        answer.close()
+        if len(data) > MAX_MANIFEST:
+            raise RegistryError(
+                f"the manifest of {self.repository}:{reference} is over {MAX_MANIFEST} bytes"
+            )
+        digest = digest_of(data)
+        for promised in (reference, answer.headers.get("Docker-Content-Digest", "")):
+            if promised.startswith("sha256:") and promised != digest:
+                raise IntegrityError(
+                    f"{self.host} returned other bytes for manifest {promised}: their digest is {digest}",
+                    hint="it was altered in the registry or on its way; do not restore it",
+                )
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        if media_type not in (*INDEX_TYPES, *MANIFEST_TYPES):
+            value = strictjson.load_object(data, "manifest", limit=MAX_MANIFEST)
+            media_type = str(value.get("mediaType"))
+        return blob.Fetched(data, media_type, digest)
+
+    def put_manifest(self, data: bytes, media_type: str, name: str | None) -> str:
+        """PUT of a manifest or index under a tag, or under its digest."""
+        digest = digest_of(data)
+        self.transport.request(
+            "PUT",
+            f"{self._path}/manifests/{name or digest}",
+            ok=(201, 202),
+            what=f"store the manifest of {self.host}/{self.repository}:{name or digest}",
+            data=data,
+            headers={"Content-Type": media_type},
+        )
+        return digest
+
+    def names(self) -> list[str]:
+        """All tags of the repository, sorted. Raises NotFoundError when there is no such repository."""
+        found = set[str]()
+        url: str | None = f"{self._path}/tags/list?n=1000"
+        while url and len(found) < MAX_TAGS:
+            answer = self.transport.request(
+                "GET", url, ok=(200,), what=f"list {self.host}/{self.repository}"
+            )
+            tags = strictjson.load_object(answer.content, "tag list", limit=MAX_MANIFEST).get("tags") or []
+            before = len(found)
+            found.update(tag for tag in tags if isinstance(tag, str))
+            link = re.match(r'<([^>]+)>;\s*rel="?next"?', answer.headers.get("Link", ""))
+            url = link[1] if link and len(found) > before else None
+            if url and urlsplit(url).netloc not in ("", urlsplit(self.transport.base).netloc):
+                raise RegistryError(f"{self.host} continues its tag list at another host")
+        return sorted(found)
+
+    def delete_manifest(self, reference: str) -> bool:
+        """DELETE by tag or digest; False when the registry does not do it for this kind of reference."""
+        answer = self.transport.request(
+            "DELETE",
+            f"{self._path}/manifests/{quote(reference, safe=':')}",
+            ok=(202, 200, 204) if reference.startswith("sha256:") else (200, 202, 204, 400, 405, 404),
+            what=f"delete {self.host}/{self.repository}:{reference}",
+        )
+        return answer.status_code in (200, 202, 204)
+
+
+class _Upload:
+    """One blob on its way up, over however many connections it takes."""
+
+    def __init__(
+        self,
+        http: transport.Transport,
+        path: str,
+        source: blob.Source,
+        expected: Descriptor | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._http = http
+        self._path = path
+        self._source = source
+        self._expected = expected
+        self._advance = advance
+        self._hash = hashlib.sha256()
+        self._size = 0  # bytes that the source has given in this round
+        self._shown = 0  # bytes that progress knows of
+        self._what = f"upload blob {expected.digest}" if expected else "upload a layer"
+
+    def stream(self, chunks: Iterator[bytes]) -> blob.Stored:
+        """POST, PATCH (again from where it broke, if need be), PUT."""
+        url, offset, sent = self._begin(), 0, 0
+        for attempt in range(self._http.options.attempts):
+            try:
+                answer = self._http.request(
+                    "PATCH",
+                    url,
+                    ok=(202, 204, *_NO_PATCH),
+                    what=self._what,
+                    data=self._counted(chunks, offset),
+                    headers=_OCTETS,
+                )
+                if answer.status_code in _NO_PATCH:
+                    if attempt == 0 or answer.status_code != 404:
+                        self._cancel(url)
+                        raise _RefusedError
+                    url, offset = self._begin(), 0
+                    chunks = self._again()
+                    continue
+                sent += self._size - offset
+                return self._commit(self._http.trusted(_location(answer)), sent)
+            except LostError as e:
+                if attempt == self._http.options.attempts - 1:
+                    self._cancel(url)
+                    raise
+                transport.sleep(e.pause if e.pause is not None else 0.5 * 2**attempt)
+                sent += max(0, self._size - offset)
+                url, offset = self._resume(url)
+                chunks = self._again()
+            except BaseException:
+                self._cancel(url)
+                raise
+        raise AssertionError
+
+    def monolithic(self) -> blob.Stored:
+        """POST and one PUT with its length; the source is read once more first, for digest and length."""
+        for chunk in self._again():
+            self._hash.update(chunk)
+            self._size += len(chunk)
+        digest, size = f"sha256:{self._hash.hexdigest()}", self._size
+        if self._expected is not None:
+            blob.check(digest, size, self._expected)
+        for attempt in range(self._http.options.attempts):
+            url = self._begin()
+            try:
+                self._http.request(
+                    "PUT",
+                    url,
+                    params={"digest": digest},
+                    ok=(201, 204),
+                    what=self._what,
+                    data=_Sized(self._counted(self._again(), 0), size),
+                    headers=_OCTETS,
+                )
+                return blob.Stored(digest, size, size)
+            except LostError as e:
+                if attempt == self._http.options.attempts - 1:
+                    raise
+                transport.sleep(e.pause if e.pause is not None else 0.5 * 2**attempt)
+        raise AssertionError
+
+    def _begin(self) -> str:
+        answer = self._http.request("POST", f"{self._path}/blobs/uploads/", ok=(202,), what=self._what)
+        return self._http.trusted(_location(answer))
+
+    def _again(self) -> Iterator[bytes]:
+        self._hash, self._size = hashlib.sha256(), 0
+        return self._source.open()
+
+    def _counted(self, chunks: Iterator[bytes], skip: int) -> Iterator[memoryview]:
+        """`chunks` from byte `skip` on; all of them are hashed."""
+        while (chunk := self._read(chunks)) is not None:
+            self._hash.update(chunk)
+            start = max(0, min(len(chunk), skip - self._size))
+            self._size += len(chunk)
+            if self._size > self._shown:
+                self._advance(self._size - self._shown)
+                self._shown = self._size
+            view = memoryview(chunk)[start:]
+            for i in range(0, len(view), PIECE):  # urllib3 copies each piece: small ones stay in the cache
+                yield view[i : i + PIECE]
+
+    def _read(self, chunks: Iterator[bytes]) -> bytes | None:
+        try:
+            return next(chunks, None)
+        except OSError as e:  # else it would pass for a fault of the network, and be tried again
+            raise ImageError(f"{self._what}: cannot read it: {e}") from e
+
+    def _resume(self, url: str) -> tuple[str, int]:
+        """Where the upload stands, or a new upload when the registry has forgotten it."""
+        try:
+            answer = self._http.request("GET", url, ok=(204, 202), what=self._what)
+            last = answer.headers.get("Range", "").rpartition("-")[2]
+            return self._http.trusted(_location(answer)), int(
+                last
+            ) + 1 if last.isdigit() and last != "0" else 0
+        except (RegistryError, NotFoundError) as e:
+            if isinstance(e, LostError):
+                raise
+            return self._begin(), 0
+
+    def _commit(self, url: str, sent: int) -> blob.Stored:
+        digest = f"sha256:{self._hash.hexdigest()}"
+        if self._expected is not None:
+            blob.check(digest, self._size, self._expected)
+        self._http.request(
+            "PUT", url, params={"digest": digest}, ok=(201, 204), what=self._what, headers=_OCTETS
+        )
+        return blob.Stored(digest, self._size, sent)
+
+    def _cancel(self, url: str) -> None:
+        try:
+            self._http.request(
+                "DELETE", url, ok=(200, 202, 204, 404, 405), what="cancel an upload", attempts=1
+            )
+        except (RegistryError, NotFoundError):
+            pass  # the registry purges stale uploads by itself; the first error is the one to tell
+
+
+class _Sized:
+    """An iterator with a length, which makes requests send Content-Length instead of chunks."""
+
+    def __init__(self, chunks: Iterator[memoryview], size: int) -> None:
+        self._chunks = chunks
+        self._size = size
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self._chunks
+
+    def __next__(self) -> memoryview:
+        return next(self._chunks)
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def _start(chunks: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Up to SMALL bytes and a bit from the front, and whether that is all."""
+    first = b""
+    for chunk in chunks:
+        first += chunk
+        if len(first) > SMALL:
+            return first, False
+    return first, True
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _location(answer: requests.Response) -> str:
+    location = answer.headers.get("Location")
+    if not location:
+        raise RegistryError(f"{urlsplit(answer.url or '').netloc} gave no Location for an upload")
+    return requests.compat.urljoin(answer.url or "", location)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an image or an engine's archive to a checkpoint directory: verified, staged, renamed in place.
+
+Everything goes to a sibling directory first; it takes its name only after every digest was checked and the
+result validated. On any error nothing is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cryoci import files
+from cryoci.errors import ConflictError, ImageError, NotFoundError, PrivilegeError, UsageError
+from cryoci.ociimage import annotations as families
+from cryoci.ociimage import archive, blob, extract, inflate, parallel, stores
+from cryoci.ociimage.layout import Layout
+from cryoci.ociimage.manifest import LAYER_TYPES, Descriptor
+from cryoci.ociimage.progress import Progress, Silent
+from cryoci.ociimage.reference import ArchiveRef, LayoutRef, RegistryRef
+from cryoci.ociimage.registry import Registry
+from cryoci.ociimage.transport import RegistryOptions
+
+WORKERS = 2  # decompressing threads
+RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
+
+
+@dataclass(frozen=True)
+class PulledImage:
+    """A checkpoint directory that was made: `size` bytes fetched, `raw_size` bytes of files."""
+
+    directory: Path
+    digest: str
+    manifest_digest: str
+    size: int
+    raw_size: int
+    seconds: float
+    reference: str
+    annotations: Mapping[str, str]
+    checkpoint: archive.Checkpoint
+
+
+def pull(
+    ref: LayoutRef | RegistryRef | ArchiveRef,
+    directory: Path,
+    *,
+    progress: Progress | None = None,
+    registry_options: RegistryOptions | None = None,
+) -> PulledImage:
+    """Unpack `ref` to `directory`, which must not exist (or be an empty directory).
+
+    Raises ConflictError, NotFoundError, IntegrityError, ImageError, SpaceError, RegistryError.
+    """
+    began = time.monotonic()
+    if isinstance(ref, ArchiveRef):
+        return _unpack_archive(ref, directory, progress or Silent(), began)
+    store = stores.open_store(ref, registry_options)
+    found = stores.resolve(store, stores.source_name(ref, store))
+    noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
+    if not families.is_checkpoint(noted):
+        raise ImageError(
+            f"{ref} is an image, but not of a checkpoint: it has none of the checkpoint annotations",
+            hint="images made with buildah need --annotation org.criu.checkpoint.container.name=NAME",
+        )
+    stores.read_config(store, found.manifest)
+    layers = found.manifest.layers
+    with staged(directory) as stage:
+        with extract.Extractor(stage) as extractor, ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool:
+            _get_layers(store, layers, extractor, pool, stage, progress or Silent())
+        checkpoint = archive.validate(stage)
+    return PulledImage(
+        directory,
+        found.top.digest,
+        found.manifest_digest,
+        sum(layer.size for layer in layers),
+        checkpoint.size,
+        time.monotonic() - began,
+        str(ref),
+        noted,
+        replace(checkpoint, path=directory),
+    )
+
+
+@contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """A private sibling directory that becomes `directory` when the block ends well, else vanishes."""
+    if directory.is_symlink() or (
+        directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    ):
+        raise ConflictError(
+            f"{directory} exists and is not an empty directory", hint="name another, or remove it"
+        )
+    if directory.name in ("", ".."):
+        raise UsageError(f"{directory} cannot be made", hint="name the directory to make")
+    stage = directory.parent / f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        stage.mkdir(mode=0o700)
+    except PermissionError as e:
+        raise PrivilegeError(
+            f"cannot write in {directory.parent}", hint="run as root, or name another place"
+        ) from e
+    try:
+        yield stage
+        os.rename(stage, directory)
+        files.sync_directory(directory.parent)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def raw_limit(descriptor: Descriptor, room: int) -> int:
+    """The most bytes a layer's tar may have: what it says itself, and never more than there is room for."""
+    said = descriptor.annotations.get(families.LAYER_RAW_SIZE, "")
+    return min(room, int(said)) if said.isascii() and said.isdigit() and len(said) < 18 else room
+
+
+def check_type(layer: Descriptor) -> None:
+    """Raise ImageError for a layer that is no tar."""
+    if layer.media_type not in LAYER_TYPES:
+        hint = "it is encrypted: decrypt it first" if "encrypted" in layer.media_type else None
+        raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}", hint=hint)
+
+
+def _room(stage: Path) -> int:
+    space = os.statvfs(stage)
+    return max(0, space.f_bavail * space.f_frsize - RESERVE)
+
+
+def _get_layers(
+    store: Layout | Registry,
+    layers: Sequence[Descriptor],
+    extractor: extract.Extractor,
+    pool: Executor,
+    stage: Path,
+    progress: Progress,
+) -> None:
+    for layer in layers:
+        check_type(layer)
+
+    def get(layer: Descriptor, stop: parallel.Stop) -> None:
+        token = progress.start(layer.annotations.get(families.LAYER_KIND, layer.digest[7:19]), layer.size)
+        incoming = inflate.ahead(_told(stop.guard(store.open_blob(layer)), progress, token))
+        try:
+            extractor.extract(
+                inflate.inflate(incoming, pool, limit=raw_limit(layer, sys.maxsize), room=_room(stage))
+            )
+        finally:
+            incoming.close()
+        progress.done(token)
+
+    parallel.each(get, layers)
+
+
+def _told(chunks: Iterator[bytes], progress: Progress, token: object) -> Iterator[bytes]:
+    for chunk in chunks:
+        progress.advance(token, len(chunk))
+        yield chunk
+
+
+def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began: float) -> PulledImage:
+    try:
+        file = open(ref.path, "rb", buffering=0)  # noqa: SIM115
+    except FileNotFoundError as e:
+        raise NotFoundError(f"no archive at {ref.path}") from e
+    except PermissionError as e:
+        raise PrivilegeError(f"cannot read {ref.path}", hint="run as root") from e
+    digest = hashlib.sha256()
+
+    def read() -> Iterator[bytes]:
+        while chunk := file.read(blob.CHUNK):
+            digest.update(chunk)
+            progress.advance(token, len(chunk))
+            yield chunk
+
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        token = progress.start(ref.path.name, size)
+        with staged(directory) as stage:
+            incoming = inflate.ahead(read())
+            try:
+                with (
+                    extract.Extractor(stage) as extractor,
+                    ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool,
+                ):
+                    extractor.extract(inflate.inflate(incoming, pool, limit=sys.maxsize, room=_room(stage)))
+            finally:
+                incoming.close()
+            checkpoint = archive.validate(stage)
+    progress.done(token)
+    name = f"sha256:{digest.hexdigest()}"
+    return PulledImage(
+        directory,
+        name,
+        name,
+        size,
+        checkpoint.size,
+        time.monotonic() - began,
+        str(ref),
+        families.build(checkpoint.facts),
+        replace(checkpoint, path=directory),
+    )
