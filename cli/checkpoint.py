@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci checkpoint: a running container into a directory, layout or registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cryoci.cli import criu_options, output
+
+
+@click.command("checkpoint", short_help="Checkpoint a running container.")
+@click.argument("container")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="REF",
+    help="Where to: ./DIR, NAME[:TAG] in the local store, oci:LAYOUT:TAG or HOST/REPO:TAG. "
+    "Default: the container's name in the local store.",
+)
+@click.option("-R", "--leave-running", is_flag=True, help="Let the container run on afterwards.")
+@click.option(
+    "--rootfs",
+    type=click.Choice(["auto", "full", "diff", "none"]),
+    default="auto",
+    show_default=True,
+    help="How much of the file system travels: what the container changed (diff), or all of it (full). "
+    "auto: diff where the engine knows the base image, else full.",
+)
+@click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
+@click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@criu_options.for_dump
+@output.registry_options
+@output.json_option
+@output.quiet_option
+def command(
+    container: str,
+    target: str | None,
+    leave_running: bool,
+    rootfs: Any,
+    volumes: bool,
+    runtime_root: str | None,
+    compression: str,
+    as_json: bool,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Checkpoint CONTAINER: its processes, memory and file system.
+
+    CONTAINER is the name or id of a podman container, or the id of a bare runc or crun container. It is
+    frozen while it is dumped and stored, and ends only when its checkpoint has been read back; whatever fails
+    before leaves it running. With --leave-running it runs on as soon as it is dumped.
+
+    \b
+    Examples:
+      cryoci checkpoint web
+      cryoci checkpoint web -R -o registry.example:5000/checkpoints/web:1
+      cryoci checkpoint db --tcp-established --file-locks --volumes -o ./db-checkpoint
+    """
+    from cryoci.cli.signals import unwinding
+    from cryoci.errors import UsageError
+    from cryoci.files import scratch
+    from cryoci.ociimage import image, reference
+    from cryoci.shim import engines
+    from cryoci.shim.engines.checkpoint import checkpoint
+    from cryoci.shim.engines.options import DumpOptions
+
+    criu = criu_options.take(rest)
+    ref = reference.parse(target) if target else None
+    if isinstance(ref, reference.ArchiveRef):
+        raise UsageError(
+            "cryoci writes directories and images, not archives",
+            hint="use podman's own `podman container checkpoint --export` with cryoci-runtime for an archive",
+        )
+    found = engines.find(container, root=runtime_root)
+    to_directory = isinstance(ref, reference.DirectoryRef)
+    options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu)
+    with unwinding(), output.progress(quiet or as_json) as progress:
+        if isinstance(ref, reference.DirectoryRef):
+            with checkpoint(found, ref.path, options) as done:
+                pass
+            _report(done, None, str(ref), as_json=as_json, quiet=quiet)
+            return
+        goal = ref or reference.parse(found.name)
+        assert isinstance(goal, (reference.LayoutRef, reference.RegistryRef))
+        with scratch("checkpoint.") as place, checkpoint(found, place / "checkpoint", options) as done:
+            result = image.push(
+                done.directory,
+                goal,
+                compression=compression,
+                progress=progress,
+                registry_options=output.options(**rest),
+            )
+    _report(done, result, result.reference, as_json=as_json, quiet=quiet)
+
+
+def _report(done: Any, result: Any, reference: str, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        output.emit_json(
+            {"container": done.container.id, "seconds": done.seconds, "image": result or reference}
+        )
+    elif quiet:
+        click.echo(result.digest if result else reference)
+    else:
+        steps = ", ".join(f"{name} {output.seconds(t)}" for name, t in done.seconds.items())
+        click.echo(f"checkpointed {done.container.name}: {steps}")
+        if result is None:
+            click.echo(f"checkpoint directory {reference}")
+        else:
+            sizes = f"{output.size(result.raw_size)} as {output.size(result.size)}"
+            click.echo(f"stored {reference}: {sizes} in {output.seconds(result.seconds)}")
+            click.echo(f"digest {result.digest}")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cryoci`: the command line. Each verb is a module that is imported when it is used."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+import click
+
+from cryoci import __version__
+from cryoci.errors import CryociError
+
+# verb -> one line of help, so that `cryoci --help` imports no verb
+VERBS = {
+    "checkpoint": "Checkpoint a running container into a directory, layout or registry.",
+    "restore": "Restore a checkpoint as a running container on this node.",
+    "push": "Send a checkpoint to a registry or layout.",
+    "pull": "Fetch a checkpoint image, every byte verified.",
+    "list": "List checkpoint images of the local store, a layout or a registry.",
+    "inspect": "Show what a checkpoint image holds, without fetching its memory.",
+    "rm": "Remove checkpoint images and free their space.",
+}
+
+_FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"
+
+
+class Verbs(click.Group):
+    """A group whose commands are modules of this package, loaded on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command = importlib.import_module(f"cryoci.cli.{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="cryoci")
+def cli() -> None:
+    """Checkpoint containers, GPUs included, and restore them on any node.
+
+    \b
+    REF is one of
+      NAME[:TAG]             an image in the local store (/var/lib/cryoci/images, or $CRYOCI_STORE)
+      HOST/REPO[:TAG]        an image in a registry; @sha256:DIGEST pins it
+      oci:LAYOUT:TAG         an image in an OCI layout directory
+      ./DIR or /DIR          a checkpoint directory
+      FILE.tar[.gz|.zst]     an archive that podman, CRI-O or containerd exported
+
+    \b
+    Examples:
+      cryoci checkpoint web -o registry.example:5000/checkpoints/web:1
+      cryoci restore registry.example:5000/checkpoints/web:1 --detach
+    """
+
+
+def main() -> None:
+    """Entry point: runs a verb; a CryociError becomes one message, its hint and its exit status."""
+    try:
+        cli.main(standalone_mode=False)
+    except CryociError as e:
+        click.echo(f"cryoci: {e.message}", err=True)
+        if hint := e.hint or e.advice:
+            click.echo(f"hint: {hint}", err=True)
+        sys.exit(e.exit_code)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("cryoci: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except OSError as e:
+        click.echo(f"cryoci: {e.strerror}: {e.filename}" if e.filename else f"cryoci: {e}", err=True)
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        click.echo(f"hint: {_FULL if full else 'see who owns that file, and its file system'}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

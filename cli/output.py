@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What verbs print: results to stdout as text, table or JSON; progress to stderr, and only to a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.progress import Progress
+    from cryoci.ociimage.transport import RegistryOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def size(n: int | None) -> str:
+    """`n` bytes for people: 1.5 GB; powers of 1000, as disks and networks count."""
+    if n is None:
+        return "?"
+    value = float(n)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def seconds(t: float) -> str:
+    """`t` seconds for people."""
+    return f"{t:.2f} s" if t < 10 else f"{t:.0f} s" if t < 120 else f"{t / 60:.1f} min"
+
+
+def rate(n: int, t: float) -> str:
+    """Bytes per second for people."""
+    return f"{size(int(n / t))}/s" if t > 0 else ""
+
+
+def emit_json(value: Any) -> None:
+    """`value` (dataclasses, paths and all) as indented JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, (tuple, set, frozenset)) else str(value)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: of full width when piped, so that no script ever gets a shortened digest."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=10_000, highlight=False)
+    grid = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    for column in columns:
+        grid.add_column(column, no_wrap=not sys.stdout.isatty(), overflow="fold")
+    for row in rows:
+        # names come out of images: no markup, no control characters may reach the terminal
+        grid.add_row(*(Text(printable(cell)) for cell in row))
+    console.print(grid)
+
+
+def pairs(items: Sequence[tuple[str, str]]) -> None:
+    """Aligned "name: value" lines on stdout; empty values are left out."""
+    shown = [(name, value) for name, value in items if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        click.echo(f"{name + ':':<{width + 2}}{printable(value)}")
+
+
+def printable(text: str) -> str:
+    """`text` without control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress | None]:
+    """Bars with bytes, rate and time left, on stderr when it is a terminal and `quiet` is not asked for."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    bars = rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """Progress as rich's bars."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+
+    def start(self, name: str, total: int | None) -> object:
+        return self._bars.add_task(printable(name), total=total)
+
+    def advance(self, token: object, n: int) -> None:
+        self._bars.advance(token, n)
+
+    def done(self, token: object) -> None:
+        self._bars.update(token, visible=False)
+
+
+def registry_options(command: F) -> F:
+    """The options by which a verb reaches registries; `options` turns their values into RegistryOptions."""
+    for option in (
+        click.option(
+            "--authfile", type=click.Path(path_type=Path), help="Read credentials from this file only."
+        ),
+        click.option(
+            "--ca-file", type=click.Path(path_type=Path), help="Trust this CA (PEM) for the registry."
+        ),
+        click.option("--tls-verify/--no-tls-verify", default=True, help="Check the registry's certificate."),
+        click.option(
+            "--plain-http/--tls",
+            default=None,
+            help="Speak plain HTTP, or TLS, with the registry. Default: plain for loopback and for those "
+            "that registries.conf marks insecure.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def options(
+    plain_http: bool | None, tls_verify: bool, ca_file: Path | None, authfile: Path | None
+) -> RegistryOptions:
+    """RegistryOptions of the values that `registry_options` parsed."""
+    from cryoci.ociimage.transport import RegistryOptions
+
+    return RegistryOptions(plain_http, tls_verify, ca_file, authfile)
+
+
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, help="Print only the digest or path, and no progress."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

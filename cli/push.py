@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci push: a checkpoint, or an image of one, to a registry or layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cryoci.cli import output
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.progress import Progress
+    from cryoci.ociimage.reference import ArchiveRef, DirectoryRef
+
+
+@click.command("push", short_help="Package a checkpoint and write it to a registry or layout.")
+@click.argument("source")
+@click.argument("target")
+@click.option(
+    "-a",
+    "--annotation",
+    "annotations",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Add an annotation; repeatable.",
+)
+@click.option(
+    "--compression",
+    default="zstd:1",
+    show_default=True,
+    help="zstd:LEVEL, gzip:LEVEL (for old engines) or none.",
+)
+@output.registry_options
+@output.json_option
+@output.quiet_option
+def command(
+    source: str,
+    target: str,
+    annotations: tuple[str, ...],
+    compression: str,
+    as_json: bool,
+    quiet: bool,
+    **where: Any,
+) -> None:
+    """Write the checkpoint SOURCE to TARGET.
+
+    SOURCE is a checkpoint directory (./DIR) or an engine's archive (FILE.tar, also .gz and .zst), which are
+    packaged in one pass, without a scratch copy (an archive is first unpacked under $TMPDIR); or an image
+    (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), which is copied as it is, so that digests stay.
+
+    TARGET is HOST/REPO:TAG in a registry, NAME in the local store, or oci:LAYOUT:NAME. It is tagged last and
+    read back; after a failure nothing is tagged.
+
+    \b
+    Examples:
+      cryoci push ./checkpoint registry.example.com/team/counter:1
+      cryoci push /tmp/podman-export.tar.zst counter:1
+      cryoci push counter:1 registry.example.com/team/counter:1
+      cryoci push --compression zstd:3 -a com.example.ticket=42 ./checkpoint oci:/backup:counter
+    """
+    from cryoci.errors import UsageError
+    from cryoci.ociimage import image, reference
+
+    origin, goal = reference.parse(source), reference.parse(target)
+    if not isinstance(goal, (reference.LayoutRef, reference.RegistryRef)):
+        raise UsageError(
+            f"{target} is no place for an image", hint="push to HOST/REPO:TAG, NAME or oci:LAYOUT:NAME"
+        )
+    noted = _annotations(annotations)
+    options = output.options(**where)
+    result: image.PackResult | image.CopyResult
+    with output.progress(quiet or as_json) as progress:
+        if isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
+            if noted:
+                raise UsageError(
+                    "annotations are fixed once an image exists", hint="push the directory with them"
+                )
+            result = image.copy(origin, goal, progress=progress, registry_options=options)
+        else:
+            with _directory(origin, progress) as directory:
+                result = image.push(
+                    directory,
+                    goal,
+                    annotations=noted,
+                    compression=compression,
+                    progress=progress,
+                    registry_options=options,
+                )
+    _report(result, as_json=as_json, quiet=quiet)
+
+
+def _annotations(words: tuple[str, ...]) -> dict[str, str]:
+    from cryoci.errors import UsageError
+
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"bad annotation {word!r}", hint="write --annotation KEY=VALUE")
+        found[key] = value
+    return found
+
+
+@contextmanager
+def _directory(origin: DirectoryRef | ArchiveRef, progress: Progress | None) -> Iterator[Path]:
+    """The checkpoint directory; that of an archive lies under $TMPDIR for as long as the block runs."""
+    import tempfile
+
+    from cryoci.ociimage import image, reference
+
+    if isinstance(origin, reference.DirectoryRef):
+        yield origin.path
+        return
+    with tempfile.TemporaryDirectory(prefix="cryoci-push.") as scratch:
+        yield image.pull(origin, Path(scratch) / "checkpoint", progress=progress).directory
+
+
+def _report(result: Any, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        output.emit_json(result)
+    elif quiet:
+        click.echo(result.digest)
+    else:
+        raw = getattr(result, "raw_size", None)
+        made = (
+            f"{output.size(raw)} as {output.size(result.size)}"
+            if raw is not None
+            else output.size(result.size)
+        )
+        there = f", {output.size(result.skipped)} were there" if result.skipped else ""
+        click.echo(f"pushed {result.reference}: {made} in {output.seconds(result.seconds)}{there}")
+        click.echo(f"digest {result.digest}")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci restore: a checkpoint becomes a running container on this node."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cryoci.cli import criu_options, output
+
+
+@click.command("restore", short_help="Restore a checkpoint as a running container.")
+@click.argument("ref")
+@click.option("--name", help="Name (podman) or id (runc, crun) of the new container. Default: the old one.")
+@click.option(
+    "-d", "--detach", is_flag=True, help="Return when it runs, instead of following it to its end."
+)
+@click.option("--engine", type=click.Choice(["podman", "runc", "crun"]), help="Default: the checkpoint's.")
+@click.option("--runtime", help="OCI runtime of the new container. Default: the checkpoint's.")
+@click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="Bundle of this node for a bare container. Default: one is made from the checkpoint.",
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(["mounts", "devices", "host-namespaces", "privileged"]),
+    help="What the checkpoint may take from this node, when you trust its maker; repeatable.",
+)
+@criu_options.for_restore
+@output.registry_options
+@output.json_option
+@output.quiet_option
+def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> None:
+    """Restore the checkpoint REF: a container that runs on where it was.
+
+    Every byte is verified against its digest before CRIU sees it. The base image is looked up on this node by
+    its id, else pulled by its digest. Devices, hooks, host directories and annotations are never taken from
+    the checkpoint (see --allow). After a failure nothing is left on this node.
+
+    \b
+    Examples:
+      cryoci restore web --detach
+      cryoci restore registry.example:5000/checkpoints/web:1 --name web2 --detach
+      cryoci restore ./db-checkpoint --engine runc --bundle /srv/db
+    """
+    from cryoci.cli.signals import unwinding
+    from cryoci.files import scratch
+    from cryoci.ociimage import archive, image, reference
+    from cryoci.shim.engines.options import RestoreOptions
+    from cryoci.shim.engines.restore import need_root, restore
+
+    need_root()
+    criu = criu_options.take(rest)
+    registry = {key: rest.pop(key) for key in ("plain_http", "tls_verify", "ca_file", "authfile")}
+    options = RestoreOptions(
+        name=rest["name"],
+        detach=detach,
+        engine=rest["engine"],
+        runtime=rest["runtime"],
+        root=rest["runtime_root"],
+        bundle=rest["bundle"],
+        allow=rest["allow"],
+        criu=criu,
+    )
+    source = reference.parse(ref)
+    pulled = None
+    with unwinding(), scratch("restore.") as place:
+        directory = place / "checkpoint"
+        if isinstance(source, reference.DirectoryRef):
+            archive.validate(source.path)
+            directory = source.path.resolve()
+        else:
+            with output.progress(quiet or as_json) as progress:
+                pulled = image.pull(
+                    source, directory, progress=progress, registry_options=output.options(**registry)
+                )
+        done = restore(directory, options)
+    if done.status is not None:
+        sys.exit(done.status)
+    if as_json:
+        output.emit_json({"container": done, "image": pulled})
+    elif quiet:
+        click.echo(done.id)
+    else:
+        if pulled is not None:
+            sizes = f"{output.size(pulled.size)} fetched, {output.size(pulled.raw_size)} of files"
+            click.echo(f"verified {pulled.digest}: {sizes} in {output.seconds(pulled.seconds)}")
+        steps = ", ".join(f"{name} {output.seconds(t)}" for name, t in done.seconds.items())
+        click.echo(f"restored {done.name} under {done.engine}: {steps}")
+        click.echo(done.id)
