@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container as its engine knows it: its state, and the overlay that its rootfs is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryoci.errors import ConflictError, NotFoundError, ToolError
+from cryoci.shim.engines import bare
+from cryoci.shim.engines.container import Overlay, adopt, overlay_at
+from cryoci.shim.record import Record
+from tests.unit.live_runtime import LiveRuntime, running
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuntime]:
+    with running(tmp_path, monkeypatch) as made:
+        yield made
+
+
+def line(where: str, options: str, kind: str = "overlay") -> str:
+    return f"62 30 0:41 / {where} rw,relatime shared:9 - {kind} overlay {options}"
+
+
+@pytest.mark.parametrize(
+    ("options", "upper", "lowers"),
+    [
+        ("rw,lowerdir=/l,upperdir=/u,workdir=/w", "/u", ["/l"]),
+        ("rw,lowerdir=/l2:/l1:/l0,upperdir=/u,workdir=/w", "/u", ["/l2", "/l1", "/l0"]),
+        ("rw,lowerdir+=/l2,lowerdir+=/l1,upperdir=/u", "/u", ["/l2", "/l1"]),
+        (r"rw,lowerdir=/a\134:b:/c,upperdir=/u", "/u", ["/a:b", "/c"]),
+        (r"rw,lowerdir=/a\040b:/c\054d,upperdir=/u\075v", "/u=v", ["/a b", "/c,d"]),
+        (r"rw,lowerdir=/l\043,upperdir=/u\134134", "/u134", ["/l#"]),
+        ("rw,lowerdir=/l\udcff,upperdir=/u", "/u", ["/l\udcff"]),
+        ("rw,index=off,lowerdir=/l,upperdir=/u,metacopy=on", "/u", ["/l"]),
+    ],
+)
+def test_overlay(options: str, upper: str, lowers: list[str]) -> None:
+    found = overlay_at(Path("/run/rootfs"), [line("/run/rootfs", options)])
+    assert found == Overlay(Path(upper), tuple(map(Path, lowers)))
+
+
+@pytest.mark.parametrize(
+    "mountinfo",
+    [
+        [],
+        ["", "x", "62 30 0:41 / /run/rootfs rw - overlay", line("/run/rootfs", "rw")],
+        [line("/run/rootfs/x", "lowerdir=/l,upperdir=/u")],
+        [line("/run/rootfs", "lowerdir=/l")],
+        [line("/run/rootfs", "lowerdir=l/AB:l/CD,upperdir=/u")],
+        [line("/run/rootfs", "lowerdir=/l,upperdir=CD/diff")],
+        [line("/run/rootfs", "lowerdir=/l,upperdir=/u"), line("/run/rootfs", "rw", "tmpfs")],
+    ],
+    ids=["nothing", "damaged", "elsewhere", "read-only", "relative lower", "relative upper", "hidden"],
+)
+def test_no_overlay(mountinfo: list[str]) -> None:
+    assert overlay_at(Path("/run/rootfs"), mountinfo) is None
+
+
+def test_the_latest_mount_counts() -> None:
+    lines = [line("/r", "lowerdir=/old,upperdir=/o"), line("/r", "lowerdir=/new,upperdir=/n")]
+    assert overlay_at(Path("/r"), lines) == Overlay(Path("/n"), (Path("/new"),))
+
+
+@given(st.lists(st.text() | st.from_regex(r"[ /\\:,=\-a0-7]{0,30}") | st.builds(line, st.text(), st.text())))
+def test_any_mountinfo(lines: list[str]) -> None:
+    found = overlay_at(Path("/"), lines)
+    assert found is None or (found.upper.is_absolute() and all(p.is_absolute() for p in found.lowers))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_real_overlay_with_hard_names(tmp_path: Path) -> None:
+    place = tmp_path / "a b,c"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], check=True)
+    try:
+        lower, upper, work, merged = (place / name for name in ("l:o\\w", "up er", "work", "me\trged"))
+        for path in (lower, upper, work, merged):
+            path.mkdir()
+        escaped = [
+            str(p).replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
+            for p in (lower, upper, work)
+        ]
+        options = "lowerdir={},upperdir={},workdir={}".format(*escaped)
+        made = subprocess.run(
+            ["mount", "-i", "-t", "overlay", "-o", options, "overlay", str(merged)], capture_output=True
+        )
+        if made.returncode != 0:
+            pytest.skip(f"mount(8) of this host does not take such names: {made.stderr.decode().strip()}")
+        try:
+            assert overlay_at(merged) == Overlay(upper, (lower,))
+        finally:
+            subprocess.run(["umount", str(merged)], check=True)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_state(live: LiveRuntime) -> None:
+    container = live.container()
+    assert container.status == "running"
+    assert container.state()["id"] == "web"
+    container.must_run()
+    live.set_status("stopped")
+    with pytest.raises(ConflictError, match="web is stopped") as caught:
+        container.must_run()
+    assert caught.value.hint == "start it first"
+    live.set_status("gone")
+    with pytest.raises(NotFoundError, match="container does not exist"):
+        container.state()
+
+
+def test_call_carries_what_was_said(live: LiveRuntime) -> None:
+    live.wish(pause={"status": 3, "say": "no freezer"})
+    with pytest.raises(ToolError, match="no freezer") as caught:
+        live.container().call("pause")
+    assert "launcher.py pause web" in caught.value.message
+    assert live.container().call("pause", check=False).returncode == 3
+
+
+def test_adoption_is_temporary(live: LiveRuntime) -> None:
+    """cryoci-runtime learns for one call which runtime made the container; its own record is not touched."""
+    container = live.container()
+    adopted = adopt(container)
+    assert adopted is not None
+    assert Record(None, "web").exists
+    assert adopt(container) is None
+    adopted.remove()
+    assert not Record(None, "web").exists
+    container.call("pause")
+    assert not Record(None, "web").exists
+
+
+def test_bare_find(live: LiveRuntime, tmp_path: Path) -> None:
+    found = bare.find("web", None)
+    assert found is not None
+    assert (found.engine, found.id, found.runtime) == ("runc", "web", str(live.program))
+    assert found.rootfs == live.bundle / "rootfs"
+    assert found.dumps["config.dump"] == {"id": "web", "name": "web", "runtime": "runc"}
+    assert bare.find("../web", None) is None
+    live.set_status("gone")
+    assert bare.find("web", None) is None
+
+
+def test_bare_find_without_a_bundle(live: LiveRuntime) -> None:
+    (live.bundle / "config.json").unlink()
+    with pytest.raises(NotFoundError, match="bundle of container web is gone"):
+        bare.find("web", None)
