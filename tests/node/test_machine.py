@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines at their defaults, with every cgroup v2 controller, on a kernel of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.node.subject import CONFIG, KINDS, Kind, Subject, runs_on
+from tests.nodes import workload
+from tests.nodes.machine import Machine
+
+pytestmark = [pytest.mark.machine, pytest.mark.timeout(600)]
+
+SHIM = "/usr/local/bin/cryoci-runtime"
+
+
+@pytest.fixture(scope="module")
+def loaded(machine: Machine) -> Machine:
+    """The machine with the counter in podman's storage."""
+    workload.load(machine)
+    return machine
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [KINDS["podman+runc"], KINDS["podman+crun"], Kind("podman", "cryoci-runtime", "crun")],
+    ids=["runc", "crun", "cryoci-runtime over crun"],
+)
+def test_podman_at_its_defaults(loaded: Machine, kind: Kind) -> None:
+    """Limits are in force before and after, and no process is outside of its container's cgroup."""
+    node = loaded
+    node.write(CONFIG, f'[runtime]\npath = "{kind.below}"\n')
+    subject = Subject(node, kind, f"p-{kind.below}-{kind.runtime}", workload.IMAGE)
+    before = subject.start(options=("--memory=256m",))
+    limits = _limits(subject)
+    assert limits["memory.max"] == str(256 << 20) and limits["pids.max"].isdigit()
+    subject.checkpoint(f"{subject.name}:1", "--compression=none")
+    assert subject.status == "exited"
+    subject.remove()
+    subject.restore(f"{subject.name}:1")
+    runs_on(before, subject.wait(before["count"] + 3))
+    assert _limits(subject) == limits
+    assert len(subject.cgroups) == 1 and subject.id in subject.cgroups.pop()
+    subject.remove()
+    node.run(["rm", "-f", CONFIG])
+
+
+def _limits(subject: Subject) -> dict[str, str]:
+    (group,) = {line.strip() for line in subject.cgroups}
+    return {
+        name: subject.node.read(f"/sys/fs/cgroup{group}/{name}").decode().strip()
+        for name in ("memory.max", "pids.max")
+    }
+
+
+@pytest.fixture(scope="module")
+def containerd(machine: Machine) -> Iterator[Machine]:
+    """The machine with containerd at its defaults, and the counter in it."""
+    machine.sh("setsid containerd >/var/log/containerd.log 2>&1 </dev/null &")
+    machine.sh("for i in $(seq 100); do ctr version >/dev/null 2>&1 && exit 0; sleep 0.2; done; exit 1")
+    machine.run(["ctr", "image", "import", workload.ARCHIVE], timeout=120)
+    yield machine
+    machine.sh("pkill -x containerd || true")
+
+
+@pytest.mark.parametrize(
+    ("binary", "below"), [("runc", "runc"), (SHIM, "crun")], ids=["runc", "cryoci-runtime over crun"]
+)
+def test_containerd(containerd: Machine, binary: str, below: str) -> None:
+    """containerd's own checkpoint and restore; over crun they fail but for cryoci-runtime.
+
+    containerd names a CRIU work directory that it does not make, and flags that crun does not have.
+    """
+    node = containerd
+    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
+    name = f"ctr-{below}-{'shim' if binary == SHIM else 'plain'}"
+    image = f"localhost/checkpoint-{name}:1"
+    argv = ["ctr", "run", "--detach", "--net-host", "--runc-binary", binary, workload.IMAGE, name]
+    node.run([*argv, *workload.COMMAND, "--memory-mib=4"], timeout=120)
+    before = workload.wait(node, 3, timeout=60)
+    node.run(["ctr", "container", "checkpoint", "--image", "--task", "--rw", name, image], timeout=120)
+    runs_on(before, workload.wait(node, before["count"] + 3, timeout=60))
+    if binary == SHIM:
+        log = node.sh(f"cat $(find /run/cryoci -path '*{name}/dump.log')")
+        assert "Dumping finished successfully" in log
+    node.run(["ctr", "task", "kill", "--signal=KILL", name])
+    node.sh(f"while ctr task ls | grep '^{name} ' | grep -q RUNNING; do sleep 0.1; done")
+    node.run(["ctr", "task", "rm", name], check=False)
+    node.run(["ctr", "container", "rm", name])
+    copy = f"{name}-copy"
+    node.run(["ctr", "container", "restore", "--rw", "--live", copy, image], timeout=120)
+    runs_on(before, workload.wait(node, before["count"] + 3, timeout=60))
+    pids = node.sh(f"ctr task ps {copy} | tail -n +2 | cut -d' ' -f1").split()
+    assert len(pids) == 2  # both are in the container's cgroup, by which containerd counts
+    node.run(["ctr", "task", "kill", "--signal=KILL", copy])
+    node.sh(f"while ctr task ls | grep '^{copy} ' | grep -q RUNNING; do sleep 0.1; done")
+    node.run(["ctr", "task", "rm", copy], check=False)
+    node.run(["ctr", "container", "rm", copy])
+    node.run(["rm", "-f", CONFIG])
