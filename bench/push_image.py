@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Package and push a real CRIU image: cryoci against the oras CLI, buildah and skopeo.
+
+    python -m bench.push_image                  in a fresh test node (root), on a dump made there
+    python -m bench.push_image --dir DIR        in a fresh test node, on a checkpoint directory of yours
+
+Everything happens in one node: a process with 2 GB of varied memory is dumped by criu, and each tool brings
+the result to a docker-registry on loopback. The tools take turns, round by round, so that the machine's mood is
+shared; the registry starts empty each time. Prints a markdown table: medians of seconds, and the peak
+resident memory of the largest process of each tool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.nodes.cluster import Cluster
+from tests.nodes.node import Node
+
+REGISTRY = "127.0.0.1:5000"
+WORK = "/var/tmp/bench"
+CK = f"{WORK}/ck"
+
+# Memory as a process has it: noise (ciphertext, media), floats, half-zero floats, text, zeros, small objects.
+WORKLOAD = """
+import os, sys, time
+M = 1 << 20
+scale = int(sys.argv[1]) / 2000
+def noise(n): return bytearray().join(os.urandom(M) for _ in range(int(n * scale)))
+def floats(n):
+    block = bytearray()
+    for _ in range(int(n * scale)):
+        raw = bytearray(os.urandom(M))
+        raw[3::4] = bytes(60 + b % 4 for b in raw[3::4])
+        block += raw
+    return block
+def halves(n):
+    block = floats(n)
+    for i in range(0, len(block), 128): block[i:i + 64] = bytes(64)
+    return block
+def text(n):
+    words = [os.urandom(3).hex() for _ in range(5000)]
+    pick = os.urandom(400000)
+    line = " ".join(words[(a << 8 | b) % 5000] for a, b in zip(pick[::2], pick[1::2])).encode()
+    return bytearray().join(line[i % 1000:] for i in range(int(n * scale * M / len(line))))
+def zeros(n):
+    block = bytearray(int(n * scale) * M)
+    for i in range(0, len(block), 4096): block[i] = 0
+    return block
+held = [noise(300), floats(500), halves(300), text(250), zeros(350)]
+held.append([{"id": i, "name": f"object {i}", "weight": i / 7} for i in range(int(600000 * scale))])
+open(sys.argv[2], "w").write("ready")
+time.sleep(100000)
+"""
+
+DUMP = f"""
+mkdir -p {CK}/checkpoint
+setsid python3 {WORK}/workload.py "$1" {WORK}/ready </dev/null >/dev/null 2>&1 &
+pid=$!
+until [ -e {WORK}/ready ]; do kill -0 $pid; sleep 0.1; done
+criu dump -t $pid -D {CK}/checkpoint -o {CK}/dump.log
+rm -f {CK}/checkpoint/*.log
+"""
+
+# Runs inside the node: one tool, timed; a fork of a small process, so that its own memory does not count.
+TIMER = """
+import json, os, resource, subprocess, sys, time
+began = time.monotonic()
+status = subprocess.run(["/bin/sh", "-euc", sys.argv[1]], stdout=subprocess.DEVNULL).returncode
+took = time.monotonic() - began
+use = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps({"status": status, "s": took, "cpu": use.ru_utime + use.ru_stime, "rss": use.ru_maxrss / 1024}))
+"""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One contender: `script` is timed; `before` and `after` are not."""
+
+    name: str
+    script: str
+    before: str = ""
+    after: str = ""
+
+
+NAME = "-a org.criu.checkpoint.container.name=bench"
+ORAS = f"cd {CK} && oras push --plain-http --disable-path-validation"
+TOOLS = (
+    Tool("cryoci push", f"cryoci push -q {CK} {REGISTRY}/bench/image:1"),
+    Tool(
+        "cryoci push --compression zstd:-3",
+        f"cryoci push -q --compression zstd:-3 {CK} {REGISTRY}/bench/image:1",
+    ),
+    Tool(
+        "cryoci push --compression none", f"cryoci push -q --compression none {CK} {REGISTRY}/bench/image:1"
+    ),
+    Tool("oras push, files as they are", f"{ORAS} {REGISTRY}/bench/image:1 $(find . -type f -printf '%P ')"),
+    Tool(
+        "tar, zstd -1 -T2, oras push",
+        f"tar -C {CK} -c . | zstd -q -1 -T2 -f -o {WORK}/ck.tar.zst && cd {WORK} && "
+        f"oras push --plain-http {REGISTRY}/bench/image:1 ck.tar.zst:application/vnd.oci.image.layer.v1.tar+zstd",
+        after=f"rm -f {WORK}/ck.tar.zst",
+    ),
+    Tool(
+        "cryoci push to a layout, skopeo copy",
+        # skopeo needs a layout: the one that cryoci makes stands in for a tool that would make it
+        f"cryoci push -q {CK} oci:{WORK}/layout:1 && skopeo copy -q --preserve-digests --dest-tls-verify=false "
+        f"oci:{WORK}/layout:1 docker://{REGISTRY}/bench/image:1",
+        after=f"rm -rf {WORK}/layout",
+    ),
+    Tool(
+        "buildah add, commit, push (zstd 1)",
+        f"tar -C {CK} -cf {WORK}/ck.tar . && c=$(buildah from scratch) && buildah add -q $c {WORK}/ck.tar / && "
+        "buildah config --annotation=org.criu.checkpoint.container.name=bench $c && "
+        f"buildah commit -q $c bench && buildah push -q --tls-verify=false --compression-format zstd "
+        f"--compression-level 1 bench docker://{REGISTRY}/bench/image:1",
+        after=f"buildah rm -a; buildah rmi -f bench; buildah prune -f; rm -f {WORK}/ck.tar",
+    ),
+)
+# The same finished image from a layout to the registry: transport alone.
+MOVERS = (
+    Tool("cryoci push LAYOUT", f"cryoci push -q oci:{WORK}/made:1 {REGISTRY}/bench/image:1"),
+    Tool(
+        "oras cp --from-oci-layout",
+        f"oras cp --from-oci-layout --to-plain-http {WORK}/made:1 {REGISTRY}/bench/image:1",
+    ),
+    Tool(
+        "skopeo copy --preserve-digests",
+        f"skopeo copy -q --preserve-digests --dest-tls-verify=false oci:{WORK}/made:1 docker://{REGISTRY}/bench/image:1",
+    ),
+)
+# And back: from the registry to a directory of files.
+PULLERS = (
+    Tool(
+        "cryoci pull to a directory",
+        f"cryoci pull -q {REGISTRY}/bench/image:1 {WORK}/out",
+        after=f"rm -rf {WORK}/out",
+    ),
+    Tool(
+        "oras pull, zstd -d, tar -x",
+        f"oras copy --from-plain-http --to-oci-layout {REGISTRY}/bench/image:1 {WORK}/out:1 && "
+        f"mkdir {WORK}/files && for b in {WORK}/out/blobs/sha256/*; do "
+        f"zstd -dqc $b 2>/dev/null | tar -xC {WORK}/files 2>/dev/null || true; done",
+        after=f"rm -rf {WORK}/out {WORK}/files",
+    ),
+    Tool(
+        "podman pull", f"podman pull -q --tls-verify=false {REGISTRY}/bench/image:1", after="podman rmi -fa"
+    ),
+)
+
+
+def measure(
+    node: Node, tools: tuple[Tool, ...], rounds: int, *, empty: bool
+) -> dict[str, list[dict[str, float]]]:
+    """All tools, `rounds` times in turn; with `empty`, each starts at an empty registry."""
+    results: dict[str, list[dict[str, float]]] = {tool.name: [] for tool in tools}
+    for number in range(rounds):
+        for tool in tools:
+            if empty:
+                fresh_registry(node)
+            node.sh("sync")
+            said = node.run(["python3", "-IS", f"{WORK}/timer.py", tool.script], timeout=600)
+            result = json.loads(said.stdout)
+            if result["status"] != 0:
+                sys.exit(f"{tool.name} failed: {said.stderr.decode(errors='replace')[-3000:]}")
+            results[tool.name].append(result)
+            print(
+                f"  round {number + 1}: {tool.name}: {result['s']:.2f} s, {result['rss']:.0f} MB",
+                file=sys.stderr,
+            )
+            if tool.after:
+                node.sh(tool.after + " >/dev/null 2>&1 || true", check=False, timeout=120)
+    return results
+
+
+def fresh_registry(node: Node) -> None:
+    """A registry on loopback with nothing in it."""
+    node.sh(
+        f"if [ -e {WORK}/registry.pid ]; then kill $(cat {WORK}/registry.pid) || true; sleep 0.2; fi\n"
+        f"rm -rf {WORK}/registry; mkdir -p {WORK}/registry\n"
+        f"setsid docker-registry serve {WORK}/registry.yml >{WORK}/registry.log 2>&1 </dev/null & "
+        f"echo $! >{WORK}/registry.pid\n"
+        f"until oras repo ls --plain-http {REGISTRY} >/dev/null 2>&1; do sleep 0.05; done"
+    )
+
+
+def table(title: str, results: dict[str, list[dict[str, float]]], raw: int) -> str:
+    """Markdown; the first row is cryoci, to which the others are compared."""
+    base = statistics.median(r["s"] for r in next(iter(results.values())))
+    lines = [
+        f"| {title} | s (median, min-max) | MB/s of checkpoint | CPU s | peak RSS MB | cryoci is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in results.items():
+        times = [r["s"] for r in runs]
+        s = statistics.median(times)
+        cpu, rss = statistics.median(r["cpu"] for r in runs), max(r["rss"] for r in runs)
+        factor = (
+            ""
+            if name.startswith("cryoci")
+            else f"{s / base:.1f}x faster"
+            if s > base
+            else f"{base / s:.1f}x slower"
+        )
+        span = f"{s:.2f} ({min(times):.2f}-{max(times):.2f})"
+        lines.append(f"| {name} | {span} | {raw / s / 1e6:.0f} | {cpu:.1f} | {rss:.0f} | {factor} |")
+    return "\n".join(lines)
+
+
+def copy_in(node: Node, directory: Path) -> None:
+    """A checkpoint directory of the host, into the node, as a tar through a pipe-sized file."""
+    packed = Path(f"/tmp/cryoci-bench-{os.getpid()}.tar")
+    try:
+        with tarfile.open(packed, "w") as tar:
+            tar.add(directory, "ck")
+        node.write(f"{WORK}/in.tar", packed.read_bytes())
+    finally:
+        packed.unlink(missing_ok=True)
+    node.sh(f"tar -xf {WORK}/in.tar -C {WORK} && rm {WORK}/in.tar", timeout=300)
+
+
+def prepare(node: Node, args: argparse.Namespace) -> int:
+    """The checkpoint, in the node; returns its bytes."""
+    node.write(f"{WORK}/timer.py", TIMER)
+    node.write(f"{WORK}/workload.py", WORKLOAD)
+    node.write(
+        f"{WORK}/registry.yml",
+        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {WORK}/registry}}, delete: {{enabled: true}}}}\n"
+        f"http: {{addr: '{REGISTRY}'}}\n",
+    )
+    if args.dir:
+        copy_in(node, args.dir)
+    else:
+        node.sh(DUMP, str(args.size), timeout=600)
+        config = {"id": "be" * 32, "name": "bench", "rootfsImageName": "docker.io/library/debian:trixie"}
+        node.write(f"{CK}/config.dump", json.dumps({**config, "runtime": "runc"}))
+        node.write(f"{CK}/spec.dump", json.dumps({"annotations": {"io.container.manager": "libpod"}}))
+    return int(node.sh(f"find {CK} -type f -printf '%s\\n' | awk '{{s+=$1}} END {{print s}}'"))
+
+
+def main() -> None:
+    """Parse the command line and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dir", type=Path, help="a checkpoint directory to push; default: dump one")
+    parser.add_argument("--size", type=int, default=2000, help="megabytes of memory of the dumped process")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--disk", action="store_true", help="node storage on disk; default: tmpfs")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    with Cluster(tag="bench") as cluster:
+        node = cluster.start("bench", scratch_mib=14336, disk=args.disk)
+        raw = prepare(node, args)
+        versions = node.sh(
+            "for t in criu skopeo buildah podman; do printf '%s %s, ' $t \"$($t --version | "
+            "grep -oE '[0-9]+\\.[0-9]+(\\.[0-9]+)?' | head -1)\"; done; oras version | head -1 | "
+            "tr -s ' ' | sed s/Version:/oras/"
+        )
+        pushed = measure(node, TOOLS, args.rounds, empty=True)
+        node.sh(f"cryoci push -q {CK} oci:{WORK}/made:1", timeout=300)
+        moved = measure(node, MOVERS, args.rounds, empty=True)
+        node.sh(f"cryoci push -q {CK} {REGISTRY}/bench/image:1", timeout=300)
+        pulled = measure(node, PULLERS, args.rounds, empty=False)
+        size = json.loads(node.sh(f"cryoci inspect --json oci:{WORK}/made:1"))["size"]
+    print(f"{raw / 1e9:.2f} GB of CRIU image and descriptions, {size / 1e9:.2f} GB as an image (zstd 1).")
+    print(f"Load when it began: {load:.1f}.")
+    kind = "disk" if args.disk else "tmpfs"
+    print(f"{os.cpu_count()} cores, Linux {platform.release()}, {kind}; {versions.strip()}.\n")
+    print(table("Package and push", pushed, raw), "\n")
+    print(table("Push a finished image", moved, raw), "\n")
+    print(table("Pull", pulled, raw))
+
+
+if __name__ == "__main__":
+    main()
