@@ -137,9 +137,12 @@ class Machine(Node):
         try:
             self.run(["true"], timeout=end - time.monotonic())
         except (NodeError, OSError) as e:
-            log = self.console.with_name("qemu.log")
-            said = "".join(p.read_text(errors="replace")[-2000:] for p in (self.console, log) if p.exists())
-            raise NodeError(f"machine {self.name} did not come up: {e}\n{said}") from e
+            raise NodeError(f"machine {self.name} did not come up: {e}\n{self._last_words()}") from e
+
+    def _last_words(self) -> str:
+        """The end of its console, where a panic of its kernel stands, and of qemu's own log."""
+        logs = (self.console, self.console.with_name("qemu.log"))
+        return "".join(p.read_text(errors="replace")[-4000:] for p in logs if p.exists())
 
     @property
     def alive(self) -> bool:
@@ -167,11 +170,17 @@ class Machine(Node):
         channel = self._channels.get(timeout=timeout)
         try:
             return channel.execute(argv, input, timeout, env)
+        except Dead as e:
+            raise NodeError(f"{e}; its last words:\n{self._last_words()}") from None
         finally:
             self._channels.put(channel)
 
     def _by_hand(self) -> str:
         return f"(in machine {self.name}, console {self.console})"
+
+
+class Dead(NodeError):
+    """The machine ended while a command ran in it."""
 
 
 class Channel:
@@ -253,7 +262,7 @@ class Channel:
             self._socket.settimeout(None if timeout is None else max(timeout, 0.01))
             piece = self._socket.recv(size - len(data))
             if not piece:
-                raise NodeError("the machine died")
+                raise Dead("the machine died")
             data += piece
         return data
 
