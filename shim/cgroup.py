@@ -24,6 +24,52 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def processes(pid: int) -> list[int]:
+    """The processes in the cgroup of `pid` and below it; [] where there is no cgroup v2 of its own."""
+    home = _path(pid)
+    if home is None:
+        return []
+    found: list[int] = []
+    groups = [_MOUNT + home]
+    for group in groups:  # grows while it is walked
+        try:
+            with open(f"{group}/cgroup.procs") as f:
+                found += [int(line) for line in f]
+            groups += [f"{group}/{name}" for name in posix.listdir(group) if _is_group(f"{group}/{name}")]
+        except OSError:
+            continue  # removed meanwhile
+    return found
+
+
+def memory_left(pid: int) -> int | None:
+    """Bytes until the tightest memory limit above `pid`; None without a limit (cgroup-v2.rst, memory.max)."""
+    path = _path(pid)
+    least: int | None = None
+    while path:
+        try:
+            with open(f"{_MOUNT}{path}/memory.max") as f:
+                limit = f.read().strip()
+            if limit != "max":
+                with open(f"{_MOUNT}{path}/memory.current") as f:
+                    left = max(0, int(limit) - int(f.read()) + _cache(path))
+                least = left if least is None else min(least, left)
+        except OSError:
+            pass  # no memory controller here
+        path = path.rpartition("/")[0]
+    return least
+
+
+def _cache(path: str) -> int:
+    """Bytes of page cache, which a limit makes go."""
+    with open(f"{_MOUNT}{path}/memory.stat") as f:
+        values = dict(line.split() for line in f)
+    return int(values.get("active_file", 0)) + int(values.get("inactive_file", 0))
+
+
+def _is_group(path: str) -> bool:
+    return posix.access(path + "/cgroup.procs", posix.F_OK)
+
+
 def gather(pid: int) -> int:
     """Move the descendants of `pid` that are outside of its cgroup into it; returns how many were moved.
 

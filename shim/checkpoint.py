@@ -3,14 +3,16 @@
 
 import hashlib
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 from cryoci.errors import CheckpointError, PrivilegeError
 from cryoci.files import write_json
-from cryoci.shim import create, failure, operation, underlying
+from cryoci.shim import config, create, failure, operation, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.bundle import ORIGINAL
 from cryoci.shim.criu import conf
 from cryoci.shim.criu.probe import CriuVersion, probe
+from cryoci.shim.gpu.dumping import Dumping, dumping
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
@@ -44,16 +46,19 @@ def main(line: Invocation, launcher: str) -> int:
         raise create.storage_error(record, e) from e
     operation.make_work_directory(line)
     reads_conf = bool(facts.get("annotated")) and below.reads_annotation
-    status, _ = operation.run(
-        line,
-        operation.words(line, below, chosen, reads_conf=reads_conf),
-        below,
-        record,
-        "dump",
-        operation.environment(record, reads_conf=reads_conf),
-    )
+    directory = operation.image_directory(line)
+    with _gpus(line, below, record, directory, criu.version) as gpu:
+        chosen = gpu.options(chosen)
+        conf.write(record.conf, chosen, "dump")
+        status, _ = operation.run(
+            line,
+            operation.words(line, below, chosen, reads_conf=reads_conf),
+            below,
+            record,
+            "dump",
+            {**operation.environment(record, reads_conf=reads_conf), **gpu.variables()},
+        )
     if status == 0:
-        directory = operation.image_directory(line)
         if not os.path.isfile(directory + "/inventory.img"):
             raise CheckpointError(
                 f"{path} reports success, but {directory} holds no inventory.img: there is no checkpoint",
@@ -64,6 +69,15 @@ def main(line: Invocation, launcher: str) -> int:
         except OSError as e:
             failure.say(line, f"cannot write {directory}/{FACTS}: {e.strerror}", level="warning")
     return status
+
+
+def _gpus(
+    line: Invocation, below: Runtime, record: Record, directory: str, criu: int
+) -> AbstractContextManager[Dumping]:
+    settings = config.load().gpu
+    if settings.engine != "driver":
+        return nullcontext(Dumping(None))
+    return dumping(line, below, record, images=directory, lock_seconds=settings.lock_timeout, criu=criu)
 
 
 def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dict[str, object]:

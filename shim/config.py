@@ -19,12 +19,24 @@ from cryoci.shim.criu.options import CriuOptions, unknown_key
 _LIMIT = 1 << 20
 
 
+GPU_ENGINES = ("driver", "plugin", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuSettings:
+    """[gpu]: who drives CUDA, and the seconds that a lock may wait for work on a GPU to end."""
+
+    engine: str = "driver"
+    lock_timeout: int = 60
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What the file says. `runtime` is a program's name or absolute path, None for the default search."""
 
     runtime: str | None = None
     criu: CriuOptions = dataclasses.field(default_factory=CriuOptions)
+    gpu: GpuSettings = dataclasses.field(default_factory=GpuSettings)
 
 
 def load(path: str | None = None) -> Config:
@@ -58,7 +70,7 @@ def load(path: str | None = None) -> Config:
 
 def parse(values: dict[str, Any]) -> Config:
     """Check parsed TOML. Raises ConfigError."""
-    tables = {"runtime": {"path": str}, "criu": None}
+    tables = {"runtime": {"path": str}, "criu": None, "gpu": None}
     for name, table in values.items():
         if name not in tables:
             raise unknown_key(name, tables, "the file")
@@ -79,7 +91,23 @@ def parse(values: dict[str, Any]) -> Config:
         raise ConfigError(
             f"[runtime] path is {path!r}", hint='write a name such as "runc", or an absolute path'
         )
-    return Config(path, CriuOptions.from_mapping(values.get("criu", {})))
+    return Config(path, CriuOptions.from_mapping(values.get("criu", {})), _gpu(values.get("gpu", {})))
+
+
+def _gpu(table: dict[str, Any]) -> GpuSettings:
+    known = {"engine": GPU_ENGINES, "lock-timeout": int}
+    for key in table:
+        if key not in known:
+            raise unknown_key(key, known, "[gpu]")
+    engine = table.get("engine", "driver")
+    if engine not in GPU_ENGINES:
+        raise ConfigError(f"[gpu] engine is {engine!r}", hint=f"write one of {', '.join(GPU_ENGINES)}")
+    timeout = table.get("lock-timeout", GpuSettings.lock_timeout)
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or not 1 <= timeout <= 86400:
+        raise ConfigError(
+            f"[gpu] lock-timeout is {timeout!r}", hint="write a whole number of seconds from 1 to 86400"
+        )
+    return GpuSettings(engine, timeout)
 
 
 def resolve(config: Config, launcher: str) -> str:

@@ -13,6 +13,8 @@ _RECORD = (
     "options.json",
     "criu.conf",
     "record.json",
+    "gpu.json",
+    "restored.pid",
 )  # in this order: without `runtime`, no record
 LOGS = ("dump.log", "restore.log")
 _KEPT = 32  # containers that are gone and whose logs are still there

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`restore`: edit the bundle for this node, run the real runtime, and undo all of it when that fails."""
 
+from __future__ import annotations
+
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
@@ -14,6 +17,12 @@ from cryoci.shim.criu.probe import probe
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cryoci.shim.gpu.restoring import Restoring
+
+GPU_DUMP = "gpu.dump"
 
 
 def main(line: Invocation, launcher: str) -> int:
@@ -56,11 +65,19 @@ def main(line: Invocation, launcher: str) -> int:
 
 
 def attempt(line: Invocation, below: Runtime, record: Record, edit: bundle.Edit, chosen: CriuOptions) -> int:
-    """Run the runtime below on a prepared bundle; when it fails, say why."""
-    reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
-    argv = operation.words(line, below, chosen, reads_conf=reads_conf)
-    env = operation.environment(record, reads_conf=reads_conf)
-    status, explained = operation.run(line, argv, below, record, "restore", env)
+    """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why."""
+    with gpus(line, below, record, edit) as gpu:
+        if gpu is not None:
+            line, chosen = gpu.prepare(line, chosen)
+            conf.write(record.conf, chosen, "restore")
+        reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
+        argv = operation.words(line, below, chosen, reads_conf=reads_conf)
+        env = operation.environment(record, reads_conf=reads_conf)
+        if gpu is not None:
+            env.update(gpu.variables())
+        status, explained = operation.run(line, argv, below, record, "restore", env)
+        if gpu is not None:
+            status = gpu.finish(status)
     if status != 0 and explained:
         other = made_by(operation.image_directory(line))
         if other and other != below.name:
@@ -70,6 +87,17 @@ def attempt(line: Invocation, below: Runtime, record: Record, edit: bundle.Edit,
                 f"restore it with {other}: set [runtime] path",
             )
     return status
+
+
+def gpus(
+    line: Invocation, below: Runtime, record: Record, edit: bundle.Edit
+) -> AbstractContextManager[Restoring | None]:
+    """The GPU part of a restore; of none for a checkpoint without gpu.dump."""
+    if not os.path.lexists(f"{operation.image_directory(line)}/{GPU_DUMP}"):
+        return nullcontext()
+    from cryoci.shim.gpu.restoring import restoring
+
+    return restoring(line, below, record, edit.spec, images=operation.image_directory(line))
 
 
 def gather(line: Invocation, below: Runtime) -> None:
