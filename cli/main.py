@@ -17,6 +17,10 @@ from cryoci.errors import CryociError
 VERBS = {
     "checkpoint": "Checkpoint a running container into a directory, layout or registry.",
     "restore": "Restore a checkpoint as a running container on this node.",
+    "park": "Free a container's GPUs: its GPU memory goes to host memory, and it is frozen.",
+    "unpark": "Bring a parked container back to its GPUs.",
+    "ps": "List running and parked containers with what they hold on GPUs.",
+    "repair": "Bring back a container that a killed cryoci has left half way.",
     "push": "Send a checkpoint to a registry or layout.",
     "pull": "Fetch a checkpoint image, every byte verified.",
     "list": "List checkpoint images of the local store, a layout or a registry.",

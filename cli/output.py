@@ -84,6 +84,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def parked(done: Any, *, as_json: bool, quiet: bool) -> None:
+    """What `cryoci park` or `unpark` did."""
+    if as_json:
+        emit_json(done)
+    elif not quiet:
+        steps = ", ".join(f"{name} {seconds(t)}" for name, t in done.seconds.items())
+        held = f", {size(done.vram)} of GPU memory" if done.vram else ""
+        click.echo(f"{done.container} is {done.state}{held}" + (f": {steps}" if steps else ""))
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress | None]:
     """Bars with bytes, rate and time left, on stderr when it is a terminal and `quiet` is not asked for."""

@@ -32,6 +32,14 @@ from cryoci.cli import criu_options, output
     type=click.Choice(["mounts", "devices", "host-namespaces", "privileged"]),
     help="What the checkpoint may take from this node, when you trust its maker; repeatable.",
 )
+@click.option(
+    "--device-map",
+    default="auto",
+    show_default=True,
+    metavar="auto|OLD=NEW,...",
+    help="Which GPU here stands for which of the checkpoint, by UUID or index; auto: the same one, else the one "
+    "of the same chip with the most free memory.",
+)
 @criu_options.for_restore
 @output.registry_options
 @output.json_option
@@ -54,9 +62,11 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     from cryoci.ociimage import archive, image, reference
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
+    from cryoci.shim.gpu import select
 
     need_root()
     criu = criu_options.take(rest)
+    select.parse_map(rest["device_map"])
     registry = {key: rest.pop(key) for key in ("plain_http", "tls_verify", "ca_file", "authfile")}
     options = RestoreOptions(
         name=rest["name"],
@@ -67,6 +77,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         bundle=rest["bundle"],
         allow=rest["allow"],
         criu=criu,
+        device_map=rest["device_map"],
     )
     source = reference.parse(ref)
     pulled = None

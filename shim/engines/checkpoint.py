@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cryoci.command import run
 from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, SpaceError, ToolError
@@ -28,11 +28,14 @@ from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import cgroup, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
-from cryoci.shim.engines import processes
+from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
+from cryoci.shim.gpu import dump
+from cryoci.shim.gpu.hold import Hold, image_facts
 
+T = TypeVar("T")
 _HELD = "held.json"
 _STOP_SECONDS = 30.0
 
@@ -64,6 +67,11 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         _check_space(container, directory, options)
         was_paused = _was_paused(container, journal)
+        held = _timed(done, "gpu", lambda: gpu.hold(container, "checkpoint", images=directory))
+        if held is None:
+            done.seconds.pop("gpu")
+        else:
+            undo.push(lambda kind, error, trace: _gpu_back(held, error))
         write_json(journal, {"pid": os.getpid(), "paused": was_paused})
         undo.callback(journal.unlink, missing_ok=True)
         undo.push(lambda kind, error, trace: _back(container, was_paused, error))
@@ -89,14 +97,29 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
             sync_tree(directory)
         if options.leave_running:
             _timed(done, "resume", lambda: _thaw(container, was_paused))
+            if held is not None:
+                _timed(done, "gpu restore", held.release)
         yield done
         undo.pop_all()  # it is stored: whatever fails from here on must not take it back
         try:
             if not options.leave_running:
                 with deferred():  # half ended it would be neither here nor there
                     _timed(done, "stop", lambda: _end(container, gone=moving))
+                    if held is not None:
+                        held.end()
         finally:
             journal.unlink(missing_ok=True)
+
+
+def _gpu_back(held: Hold, error: BaseException | None) -> bool:
+    """Bring CUDA back on the way out of a failure, whose reason must not get lost."""
+    try:
+        held.release()
+    except CryociError as e:
+        raise CheckpointError(
+            f"{error}; and then: {e.message}", hint="bring it back by `cryoci repair CONTAINER`"
+        ) from error
+    return False
 
 
 def _moves_connections(options: DumpOptions) -> bool:
@@ -217,8 +240,10 @@ def _save_volumes(container: Container, directory: Path, options: DumpOptions) -
 
 def _describe(container: Container, directory: Path, options: DumpOptions) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    gpus = dump.read(str(directory / "checkpoint"))
     facts = {
         **container.facts,
+        **(image_facts(gpus) if gpus is not None else {}),
         "engine.name": container.engine,
         "container.name": container.name,
         "container.id": container.id,
@@ -328,7 +353,8 @@ def _revive(container: Container, directory: Path, options: DumpOptions) -> bool
     return False
 
 
-def _timed(done: Checkpoint, name: str, act: Callable[[], object]) -> None:
+def _timed(done: Checkpoint, name: str, act: Callable[[], T]) -> T:
     started = time.monotonic()
-    act()
+    result = act()
     done.seconds[name] = time.monotonic() - started
+    return result

@@ -35,7 +35,7 @@ class RestoreOptions:
 
     `engine` and `runtime` None keep the checkpoint's: `runtime` is podman's name for a runtime, or for bare
     containers a low-level runtime's name or path, and `root` its --root. `allow` names what the checkpoint
-    may take from this node (untrusted.ALLOWABLE).
+    may take from this node (untrusted.ALLOWABLE). `device_map` is "auto" or "OLD=NEW,..." (gpu.select).
     """
 
     name: str | None = None
@@ -46,6 +46,7 @@ class RestoreOptions:
     bundle: Path | None = None
     allow: tuple[str, ...] = ()
     criu: CriuOptions = field(default_factory=CriuOptions)
+    device_map: str = "auto"
 
 
 @dataclass

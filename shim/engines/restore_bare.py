@@ -22,6 +22,7 @@ from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.engines.container import runtime_argv
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, criu_flags, read_dump
+from cryoci.shim.gpu.restoring import MAP_VARIABLE
 
 
 def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu: CriuOptions) -> Restored:
@@ -136,7 +137,8 @@ def _run(
             container_id,
         )
         with deferred() if options.detach else nullcontext():
-            status = subprocess.run(argv, start_new_session=options.detach).returncode
+            environment = {**os.environ, MAP_VARIABLE: options.device_map}
+            status = subprocess.run(argv, start_new_session=options.detach, env=environment).returncode
         if not options.detach and pid_file.is_file():
             _delete(options.root, container_id)
             return status

@@ -30,6 +30,7 @@ from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
 from cryoci.shim.engines.watch import watching
+from cryoci.shim.gpu.restoring import MAP_ANNOTATION
 from cryoci.shim.restore import made_by
 
 # What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
@@ -43,6 +44,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     config = untrusted.podman_config(
         read_dump(directory, "config.dump"), volumes=storage["volumePath"], allow=options.allow
     )
+    config["spec"].setdefault("annotations", {})[MAP_ANNOTATION] = options.device_map
     _mount_volumes(config, storage["volumePath"])
     name = options.name or str(config.get("name", ""))
     container_id = str(config.get("id", ""))

@@ -65,12 +65,8 @@ def dumping(
         if held is not None and os.path.isfile(images + "/inventory.img"):
             held.dump.write(images)
     finally:
-        if held is not None and held.ours:
-            if any(task.alive for task in held.dump.tasks):
-                with runtime_below.thawed(line, below):
-                    held.release()
-            else:
-                held.forget()
+        if held is not None:
+            held.release()
 
 
 def no_plugins() -> CriuOptions:

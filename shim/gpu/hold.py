@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 from cryoci.errors import ConflictError, ImageError
 from cryoci.files import read_json, write_json
@@ -23,7 +23,14 @@ from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.record import Record
 
 NAME = "gpu.json"
+Running = Callable[[], AbstractContextManager[None]]
 Purpose = Literal["checkpoint", "park", "restore"]
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """A with block that does nothing."""
+    yield
 
 
 class Hold:
@@ -37,6 +44,7 @@ class Hold:
         self.dump = dump
         self.pairs = pairs
         self.ours = ours
+        self.running: Running = nothing
 
     def write(self, *, done: bool) -> None:
         """Write the journal. Raises OSError."""
@@ -62,8 +70,14 @@ class Hold:
         with deferred():
             if any(task.alive for task in self.dump.tasks):
                 pairs = {nvml.uuid_bytes(a): nvml.uuid_bytes(b) for a, b in self.pairs.items()}
-                engine.resume(driver or Driver(), self.dump.tasks, pairs or None)
+                with self.running():
+                    engine.resume(driver or Driver(), self.dump.tasks, pairs or None)
             self.forget()
+
+    def end(self) -> None:
+        """The container was ended: remove the journal, a parked container's too."""
+        self.ours = True
+        self.forget()
 
     def forget(self) -> None:
         """Remove the journal: the processes are gone, or run."""
@@ -95,12 +109,6 @@ def load(record: Record) -> tuple[Hold, bool, bool] | None:
         ) from e
 
 
-@contextmanager
-def nothing() -> Iterator[None]:
-    """A with block that does nothing."""
-    yield
-
-
 def take(
     record: Record,
     init: int,
@@ -109,13 +117,14 @@ def take(
     lock_seconds: float,
     images: str | None = None,
     criu: int = 0,
-    running: Callable[[], Any] = lambda: nothing(),
+    running: Running = nothing,
 ) -> Hold | None:
     """Bring the CUDA processes of the container out of their GPUs; None when it has none.
 
-    `running` gives a with block in which the container is not frozen. `images` is the directory that their
-    memory goes to next. What a parked container or a living caller holds already is returned as not ours; what
-    a dead one left is brought back first. Raises what `preflight` and the driver raise; nothing is held then.
+    `running` gives a with block in which the container is not frozen, here and at its release. `images` is the
+    directory that their memory goes to next. What a parked container or a living caller holds already is returned
+    as not ours; what a dead one left is brought back first. Raises what `preflight` and the driver raise;
+    nothing is held then.
     """
     left = load(record)
     if left is not None:
@@ -123,8 +132,8 @@ def take(
         if (hold.purpose == "park" and done) or (alive and hold.purpose != "restore"):
             hold.ours = False
             return hold
-        with running():
-            hold.release()
+        hold.running = running
+        hold.release()
     if not tasks.any_cuda(init):
         return None
     from cryoci.shim.engines.interrupt import deferred
@@ -142,6 +151,7 @@ def take(
 
         hold = Hold(record, purpose, dumps.made(management.driver, driver.version, gpus, []), {}, ours=True)
         hold.dump.criu = criu
+        hold.running = running
 
         def note(found: list[tasks.Task]) -> None:
             preflight.check(management, driver, init, found, gpus)

@@ -46,7 +46,7 @@ struct pair { unsigned char from[16], to[16]; };
 struct buffer { uint64_t size; void *at; int fd; int device; };
 struct control {
 	uint64_t magic;
-	_Atomic int state, calls, poisoned;
+	_Atomic int state, calls, poisoned, ready;
 	_Atomic unsigned asked, done;
 	int request, result, timeout_ms, short_of_memory, missing, pairs;
 	struct pair pair[DEVICES];
@@ -243,6 +243,7 @@ static void *restore_thread(void *unused)
 	(void)unused;
 	snprintf(name, sizeof name, "cuda%09lx", (unsigned long)me >> 12);
 	prctl(PR_SET_NAME, name);
+	me->ready = 1;
 	for (;;) {
 		unsigned asked = me->asked;
 		if (asked != me->done) {
@@ -278,6 +279,8 @@ int cuDevicePrimaryCtxRetain(void **context, int device)
 		pthread_sigmask(SIG_SETMASK, &all, &before);
 		pthread_create(&thread, NULL, restore_thread, NULL);
 		pthread_sigmask(SIG_SETMASK, &before, NULL);
+		while (!me->ready)
+			wait_ms(1);
 	}
 	if (device < 0 || device >= me->devices)
 		return 101;

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci park: free a container's GPUs: its GPU memory goes to host memory, and it is frozen."""
+
+from __future__ import annotations
+
+import click
+
+from cryoci.cli import output
+
+
+@click.command(
+    "park", short_help="Free a container's GPUs: its GPU memory goes to host memory, and it is frozen."
+)
+@click.argument("container")
+@click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@output.json_option
+@output.quiet_option
+def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool) -> None:
+    """Park CONTAINER: bring what it holds on GPUs into host memory, and freeze it.
+
+    Its GPUs are free for others until `cryoci unpark`. Its processes, connections and files stay as they are. A
+    container without CUDA processes is only frozen. Parking a parked container does nothing.
+
+    \b
+    Examples:
+      cryoci park llama
+      cryoci park llama && cryoci unpark mistral
+    """
+    from cryoci.cli.signals import unwinding
+    from cryoci.shim import engines
+    from cryoci.shim.engines import gpu
+
+    with unwinding():
+        done = gpu.park(engines.find(container, root=runtime_root))
+    output.parked(done, as_json=as_json, quiet=quiet)

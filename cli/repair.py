@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci repair: bring back what a killed cryoci has left."""
+
+from __future__ import annotations
+
+import click
+
+from cryoci.cli import output
+
+
+@click.command("repair", short_help="Bring back a container that a killed cryoci has left half way.")
+@click.argument("container")
+@click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@output.quiet_option
+def command(container: str, runtime_root: str | None, quiet: bool) -> None:
+    """Repair CONTAINER after a cryoci, or a tool like it, was killed in the middle of an operation on it.
+
+    A frozen container is thawed, and CUDA processes that are locked or checkpointed are brought back to their
+    GPUs. What is parked on purpose stays parked. It can be run again and again.
+
+    \b
+    Examples:
+      cryoci repair trainer
+    """
+    from cryoci.cli.signals import unwinding
+    from cryoci.shim import engines
+    from cryoci.shim.engines import gpu
+
+    with unwinding():
+        done = gpu.repair(engines.find(container, root=runtime_root))
+    if not quiet:
+        click.echo(f"{container}: {done}")

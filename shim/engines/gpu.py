@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's GPU given free and taken back: `cryoci park` and `unpark`, and what a checkpoint needs of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from cryoci.command import run
+from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, RestoreError
+from cryoci.shim import config
+from cryoci.shim.engines import processes
+from cryoci.shim.engines.container import Container
+from cryoci.shim.engines.interrupt import deferred
+from cryoci.shim.gpu import dump as dumps
+from cryoci.shim.gpu import hold as holds
+from cryoci.shim.gpu import nvml, preflight, select
+from cryoci.shim.gpu.hold import Hold
+from cryoci.shim.record import Record
+
+
+@dataclasses.dataclass
+class Parked:
+    """What `park` and `unpark` did. `vram` bytes are (or were) in host memory; `seconds` per step."""
+
+    container: str
+    state: str
+    vram: int
+    changed: bool
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def hold(
+    container: Container, purpose: Literal["checkpoint", "park"], *, images: Path | None = None
+) -> Hold | None:
+    """Bring the container's CUDA processes out of their GPUs; None when it has none, or [gpu] engine is not driver.
+
+    A frozen container is thawed for that, and frozen again. Raises what gpu.hold.take raises.
+    """
+    settings = config.load().gpu
+    if settings.engine != "driver":
+        return None
+
+    @contextmanager
+    def running() -> Iterator[None]:
+        frozen = container.status == "paused"
+        if frozen:
+            container.call("resume")
+        try:
+            yield
+        finally:
+            if frozen:
+                container.call("pause")
+
+    return holds.take(
+        _record(container),
+        int(container.state().get("pid", 0)),
+        purpose,
+        lock_seconds=settings.lock_timeout,
+        images=None if images is None else str(images),
+        running=running,
+    )
+
+
+def park(container: Container) -> Parked:
+    """Bring the GPU memory of a container into host memory, free its GPUs and freeze it. Idempotent.
+
+    Raises ConflictError, UnsupportedError, SpaceError, CudaError; the container runs on then.
+    """
+    _need_root()
+    with _exclusive(container):
+        left = holds.load(_record(container))
+        if left is not None and left[0].purpose == "park" and left[1] and container.status == "paused":
+            return Parked(container.name, "parked", preflight.vram(left[0].dump.tasks), False)
+        container.must_run()
+        if container.status == "paused":
+            raise ConflictError(
+                f"container {container.name} is paused",
+                hint="unpause it, then park it: parking pauses it too",
+            )
+        seconds: dict[str, float] = {}
+        with deferred():
+            at = time.monotonic()
+            held = hold(container, "park") or _empty(container)
+            seconds["gpu"] = time.monotonic() - at
+            try:
+                at = time.monotonic()
+                _pause(container, True)
+                seconds["freeze"] = time.monotonic() - at
+            except CryociError:
+                held.release()
+                raise
+        return Parked(container.name, "parked", preflight.vram(held.dump.tasks), True, seconds)
+
+
+def unpark(container: Container) -> Parked:
+    """Bring a parked container back to its GPUs, and let it run. Idempotent.
+
+    Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError, RestoreError.
+    """
+    _need_root()
+    with _exclusive(container):
+        left = holds.load(_record(container))
+        if left is None:
+            status = container.status
+            if status != "running":
+                raise ConflictError(f"container {container.name} is {status}, and was not parked by cryoci")
+            return Parked(container.name, status, 0, False)
+        held = left[0]
+        if held.purpose != "park":
+            raise ConflictError(
+                f"container {container.name} is in the middle of a {held.purpose}",
+                hint="wait for it to end; if its cryoci was killed: `cryoci repair CONTAINER`",
+            )
+        _check_room(held)
+        seconds: dict[str, float] = {}
+        with deferred():
+            at = time.monotonic()
+            if container.status == "paused":
+                _pause(container, False)
+            seconds["thaw"] = time.monotonic() - at
+            at = time.monotonic()
+            try:
+                held.release()
+            except CryociError:
+                _pause(container, True)
+                raise
+            seconds["gpu"] = time.monotonic() - at
+        if container.status != "running":
+            raise RestoreError(f"container {container.name} is {container.status} after it was unparked")
+        return Parked(container.name, "running", preflight.vram(held.dump.tasks), True, seconds)
+
+
+def repair(container: Container) -> str:
+    """Bring back what a killed cryoci has left of a container; returns what was done, in words.
+
+    Raises ConflictError while an operation is under way, CudaError and RestoreError when it cannot be done.
+    """
+    _need_root()
+    done = []
+    with _exclusive(container) as directory:
+        left = holds.load(_record(container))
+        frozen_by_us = directory / "held.json"
+        parked = left is not None and left[0].purpose == "park" and left[1]
+        if parked and container.status == "paused":
+            return "it is parked, as it was asked for"
+        with deferred():
+            if container.status == "paused" and (left is not None or frozen_by_us.exists()):
+                _pause(container, False)
+                done.append("thawed")
+            frozen_by_us.unlink(missing_ok=True)
+            held = left[0] if left is not None else _stray(container)
+            if held is not None and held.dump.tasks:
+                held.release()
+                done.append(f"{len(held.dump.tasks)} CUDA processes back on their GPUs")
+            elif held is not None:
+                held.forget()
+        status = container.status
+        if status not in ("running", "paused"):
+            raise CheckpointError(
+                f"container {container.name} is {status}", hint="start it, or restore a checkpoint of it"
+            )
+    return ", ".join(done) or "nothing was left to repair"
+
+
+def _stray(container: Container) -> Hold | None:
+    """CUDA processes that are locked or checkpointed without a journal, as another tool leaves them."""
+    from cryoci.shim.gpu import tasks
+    from cryoci.shim.gpu.cuda import Driver, State
+
+    init = int(container.state().get("pid", 0))
+    if not tasks.any_cuda(init):
+        return None
+    driver = Driver()
+    found = [task for task in tasks.cuda(driver, init) if driver.state(task.pid) is not State.RUNNING]
+    if not found:
+        return None
+    return Hold(_record(container), "checkpoint", dumps.Dump("", 0, tasks=found), {}, ours=True)
+
+
+def _empty(container: Container) -> Hold:
+    """The journal of a parked container that has no CUDA."""
+    held = Hold(_record(container), "park", dumps.Dump("", 0), {}, ours=True)
+    held.write(done=True)
+    return held
+
+
+def _check_room(held: Hold) -> None:
+    """Raise SpaceError unless each GPU has room: a restore that runs out of memory is lost for good."""
+    if not held.dump.tasks:
+        return
+    with nvml.opened() as management:
+        here = {gpu.uuid: gpu for gpu in management.gpus()}
+        wanted = [one for one in held.dump.wanted if one.need]
+        select.choose(wanted, list(here.values()), {one.uuid: one.uuid for one in wanted})
+
+
+def _pause(container: Container, wanted: bool) -> None:
+    """Freeze or thaw by the engine, so that it knows. Raises ToolError."""
+    if container.engine == "podman":
+        run(["podman", "pause" if wanted else "unpause", "--", container.id])
+    else:
+        container.call("pause" if wanted else "resume")
+
+
+@contextmanager
+def _exclusive(container: Container) -> Iterator[Path]:
+    directory = Path(_record(container).directory)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with processes.lock(directory / "checkpoint.lock") as locked:
+        if not locked:
+            raise ConflictError(
+                f"another operation on container {container.name} is under way", hint="wait for it to end"
+            )
+        yield directory
+
+
+def _record(container: Container) -> Record:
+    return Record(container.root, container.id)
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise PrivilegeError("GPUs are given free and taken back by root", hint="use sudo")
