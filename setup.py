@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thing pyproject.toml cannot say: engines execute shim/launcher.py where it is installed."""
+"""The one thing pyproject.toml cannot say: some modules are executed where they are installed."""
 
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+PROGRAMS = ("shim/launcher.py", "shim/gpu/front.py")  # cryoci-runtime, cuda-checkpoint
 
-class ExecutableLauncher(build_py):
-    """build_py drops the mode of modules; the launcher is a program as well."""
+
+class ExecutablePrograms(build_py):
+    """build_py drops the mode of modules; these are programs as well."""
 
     def run(self) -> None:
         super().run()
-        launcher = Path(self.build_lib, "cryoci/shim/launcher.py")
-        if launcher.exists():  # an editable install builds nothing
-            launcher.chmod(0o755)
+        for name in PROGRAMS:
+            program = Path(self.build_lib, "cryoci", name)
+            if program.exists():  # an editable install builds nothing
+                program.chmod(0o755)
 
 
-setup(cmdclass={"build_py": ExecutableLauncher})
+setup(cmdclass={"build_py": ExecutablePrograms})

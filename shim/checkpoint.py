@@ -11,7 +11,9 @@ from cryoci.shim import config, create, failure, operation, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.bundle import ORIGINAL
 from cryoci.shim.criu import conf
+from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import CriuVersion, probe
+from cryoci.shim.gpu import plugin
 from cryoci.shim.gpu.dumping import Dumping, dumping
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
@@ -47,7 +49,7 @@ def main(line: Invocation, launcher: str) -> int:
     operation.make_work_directory(line)
     reads_conf = bool(facts.get("annotated")) and below.reads_annotation
     directory = operation.image_directory(line)
-    with _gpus(line, below, record, directory, criu.version) as gpu:
+    with _gpus(line, below, record, directory, criu, chosen) as gpu:
         chosen = gpu.options(chosen)
         conf.write(record.conf, chosen, "dump")
         status, _ = operation.run(
@@ -72,12 +74,17 @@ def main(line: Invocation, launcher: str) -> int:
 
 
 def _gpus(
-    line: Invocation, below: Runtime, record: Record, directory: str, criu: int
-) -> AbstractContextManager[Dumping]:
+    line: Invocation, below: Runtime, record: Record, directory: str, criu: CriuVersion, chosen: CriuOptions
+) -> AbstractContextManager[Dumping | plugin.PluginDumping]:
     settings = config.load().gpu
-    if settings.engine != "driver":
+    if settings.engine == "none":
         return nullcontext(Dumping(None))
-    return dumping(line, below, record, images=directory, lock_seconds=settings.lock_timeout, criu=criu)
+    if settings.engine == "plugin":
+        timeout = settings.lock_timeout
+        return plugin.dumping(line, below, chosen, images=directory, timeout=timeout, criu=criu.path)
+    return dumping(
+        line, below, record, images=directory, lock_seconds=settings.lock_timeout, criu=criu.version
+    )
 
 
 def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dict[str, object]:

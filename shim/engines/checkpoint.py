@@ -198,7 +198,10 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
         cause = log.explain(str(directory / "dump.log"), "dump")
         kept = record.Record(container.root, container.id).keep_log("dump", str(directory / "dump.log"))
         if cause is None:
-            raise CheckpointError(f"container {container.name} could not be dumped: {e.message}") from e
+            raise CheckpointError(
+                f"container {container.name} could not be dumped: {e.message}",
+                hint=f"see CRIU's log: {kept}" if kept else "CRIU was not reached: see `criu check`",
+            ) from e
         raise CheckpointError(
             f"container {container.name} could not be dumped: {cause.summary}",
             hint=f"{cause.hint} (log: {kept})",

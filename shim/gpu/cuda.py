@@ -72,6 +72,8 @@ _HINTS = {
 class CudaError(CryociError):
     """A function of the driver failed on a process."""
 
+    advice = "see the driver's Xid messages (`dmesg | grep -i nvrm`); `cryoci doctor` looks for known causes"
+
     def __init__(self, verb: str, pid: int, code: int, text: str) -> None:
         name = Code(code) if code in Code._value2member_map_ else None
         super().__init__(
@@ -81,6 +83,7 @@ class CudaError(CryociError):
         self.verb = verb
         self.pid = pid
         self.code = code
+        self.text = text
 
 
 class _LockArgs(ctypes.Structure):

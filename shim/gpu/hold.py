@@ -17,7 +17,7 @@ from typing import Literal
 from cryoci.errors import ConflictError, ImageError
 from cryoci.files import read_json, write_json
 from cryoci.shim.gpu import dump as dumps
-from cryoci.shim.gpu import engine, nvml, preflight, tasks
+from cryoci.shim.gpu import engine, helper, nvml, preflight, tasks
 from cryoci.shim.gpu.cuda import Driver
 from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.record import Record
@@ -61,7 +61,7 @@ class Hold:
             },
         )
 
-    def release(self, driver: Driver | None = None) -> None:
+    def release(self) -> None:
         """Bring the processes back to their GPUs, if this caller is to. Raises CudaError, RestoreError."""
         if not self.ours:
             return
@@ -70,8 +70,10 @@ class Hold:
         with deferred():
             if any(task.alive for task in self.dump.tasks):
                 pairs = {nvml.uuid_bytes(a): nvml.uuid_bytes(b) for a, b in self.pairs.items()}
+                with nvml.opened() as management:
+                    persistent = all(gpu.persistence for gpu in management.gpus())
                 with self.running():
-                    engine.resume(driver or Driver(), self.dump.tasks, pairs or None)
+                    engine.resume(helper.open_driver(persistent=persistent), self.dump.tasks, pairs or None)
             self.forget()
 
     def end(self) -> None:
@@ -138,9 +140,9 @@ def take(
         return None
     from cryoci.shim.engines.interrupt import deferred
 
-    driver = Driver()
     with nvml.opened() as management:
         gpus = preflight.seen(management, init)
+        driver = helper.open_driver(persistent=all(gpu.persistence for gpu in gpus))
 
         def find() -> list[tasks.Task]:
             found = tasks.cuda(driver, init)

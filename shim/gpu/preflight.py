@@ -42,11 +42,11 @@ def check(nvml: Nvml, driver: Driver, init: int, tasks: Sequence[Task], gpus: Se
             raise ConflictError(
                 f"process {task.pid} ({task.comm}) is traced by process {tracer}", hint="detach the debugger"
             )
-        if processes.mapped(task.pid, ("libcupti.so",)):
+        if processes.managed(task.pid):
             raise UnsupportedError(
-                f"process {task.pid} ({task.comm}) has a CUDA profiler loaded (libcupti), which the driver "
-                "cannot checkpoint",
-                hint="start it without the profiler",
+                f"process {task.pid} ({task.comm}) uses managed (UVM) memory, which driver {nvml.driver} cannot "
+                "checkpoint",
+                hint="allocate with cudaMalloc instead of cudaMallocManaged",
             )
     speaking = [task for task in tasks if nccl(task.pid)]
     if len(tasks) > 1 and speaking and branch < _IPC:
@@ -111,7 +111,7 @@ def flags(tasks: Sequence[Task]) -> dict[str, bool]:
     """What a restore elsewhere, or a person who reads the image, may want to know."""
     return {
         "nccl": any(nccl(task.pid) for task in tasks),
-        "uvm": any("/dev/nvidia-uvm" in processes.open_devices(task.pid) for task in tasks),
+        "uvm": any(processes.managed(task.pid) for task in tasks),
         "job": any("CUDA_CHECKPOINT_JOB_FILE" in processes.environment(task.pid) for task in tasks),
     }
 

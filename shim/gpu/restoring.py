@@ -17,7 +17,7 @@ from cryoci.shim.argv import Invocation, parse, with_flag
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.gpu import below as runtime_below
 from cryoci.shim.gpu import dump as dumps
-from cryoci.shim.gpu import engine, nvml, preflight, select, tasks
+from cryoci.shim.gpu import engine, helper, nvml, plugin, preflight, select, tasks
 from cryoci.shim.gpu.cuda import PAIRS, Driver
 from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.gpu.dumping import no_plugins
@@ -76,7 +76,7 @@ def bring_back(made: Plan, init: int, record: Record) -> None:
     """
     from cryoci.shim.engines.interrupt import deferred
 
-    driver = Driver()
+    driver = helper.open_driver(persistent=all(gpu.persistence for gpu in made.chosen.values()))
     found = tasks.cuda(driver, init)
     inner, wanted = sorted(task.inner for task in found), sorted(task.inner for task in made.dump.tasks)
     if inner != wanted:
@@ -117,18 +117,25 @@ class Restoring:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: CryociError | None = None
+        self._by_plugin = made.dump.engine == "plugin"
+        self._libdir = ""
 
     def prepare(self, line: Invocation, chosen: CriuOptions) -> tuple[Invocation, CriuOptions]:
         """The line and CRIU's options for the run of the runtime below."""
-        if not self._detached:
+        if not self._detached and not self._by_plugin:
             _unlink(self._pid_file)  # of an earlier container
             line = parse(with_flag(line, "pid-file", self._pid_file), self._below.kind)
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
+        if self._by_plugin:
+            self._libdir = plugin.directory(chosen)
+            return line, chosen.merge(CriuOptions(libdir=self._libdir))
         return line, chosen.merge(no_plugins())
 
     def variables(self) -> dict[bytes, bytes]:
         """Environment of the runtime: for crun, which hands CRIU no configuration."""
+        if self._by_plugin:
+            return {**plugin.variables(), b"CRIU_LIBS_DIR": os.fsencode(self._libdir)}
         return {b"CRIU_LIBS_DIR": os.fsencode(str(no_plugins().libdir))}
 
     def finish(self, status: int) -> int:
@@ -141,6 +148,8 @@ class Restoring:
             if self._error is not None:
                 runtime_below.kill(self._line, self._below)
                 raise self._error
+        elif status == 0 and self._by_plugin:
+            plugin.finish(self._line, self._below, self._plan.dump)
         elif status == 0:
             try:
                 pid = int(runtime_below.state(self._line, self._below).get("pid", 0))

@@ -98,14 +98,13 @@ def maps_library(pid: int) -> bool:
         return False
 
 
-def mapped(pid: int, names: tuple[str, ...]) -> list[str]:
-    """Which of `names` are part of the path of a mapping of `pid`."""
+def managed(pid: int) -> bool:
+    """Has `pid` managed memory? Every context has one mapping of /dev/nvidia-uvm; ranges of such memory are more."""
     try:
         with open(f"/proc/{pid}/maps", "rb") as f:
-            text = f.read().decode(errors="replace")
+            return f.read().count(b"/dev/nvidia-uvm\n") > 1
     except OSError:
-        return []
-    return [name for name in names if name in text]
+        return False
 
 
 def open_devices(pid: int) -> list[str]:

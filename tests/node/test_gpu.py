@@ -163,7 +163,6 @@ def test_a_failure_leaves_it_running(site: Site, trainer: Trainer, fault: str) -
 
 def test_a_dump_that_fails_brings_cuda_back(site: Site, trainer: Trainer) -> None:
     before = leftovers(site.a)
-    failing(site.a, ["cryoci", "checkpoint", trainer.name, "--external", "file[nonsense", "-o", "/proc/x"])
     site.a.write(
         "/usr/local/sbin/criu",
         '#!/bin/sh\n[ "$1" = --version ] && exec /usr/sbin/criu "$@"\nexit 1\n',
