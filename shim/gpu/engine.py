@@ -72,6 +72,21 @@ def resume(driver: Driver, tasks: Sequence[Task], pairs: Mapping[bytes, bytes] |
             )
 
 
+def fence(driver: Driver, tasks: Sequence[Task], *, lock_ms: int) -> None:
+    """Wait until calls of a caller that was killed have ended: the driver goes on with them. `resume` follows.
+
+    A lock goes behind them; that it fails, in any state but running, is as good.
+    """
+
+    def lock(task: Task) -> None:
+        try:
+            driver.lock(task.pid, lock_ms)
+        except CudaError:
+            pass
+
+    _all([task for task in tasks if task.alive], lock)
+
+
 def sequential(tasks: Sequence[Task]) -> bool:
     """Are they members of one CUDA checkpoint job (r590), which the driver takes one after the other?"""
     return any("CUDA_CHECKPOINT_JOB_FILE" in environment(task.pid) for task in tasks)
@@ -103,9 +118,15 @@ def _checkpoint(driver: Driver, task: Task) -> None:
 
 
 def _restore(driver: Driver, task: Task, pairs: Mapping[bytes, bytes] | None) -> None:
-    if driver.state(task.pid) is State.CHECKPOINTED:
+    if driver.state(task.pid) is not State.CHECKPOINTED:
+        return
+    try:
         driver.restore(task.pid, pairs)
-        _expect(driver, task, State.LOCKED, "restore")
+    except CudaError as e:
+        # the call of a caller that was killed may have been still under way, and has done it
+        if e.code != Code.ILLEGAL_STATE or driver.state(task.pid) is State.CHECKPOINTED:
+            raise
+    _expect(driver, task, State.LOCKED, "restore")
 
 
 def _unlock(driver: Driver, task: Task) -> None:

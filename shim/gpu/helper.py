@@ -8,6 +8,7 @@ the same pid namespace, one JSON object a packet, and ends when nobody has calle
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ from cryoci.shim.gpu.cuda import CudaError, Driver, State
 IDLE = 300.0  # seconds
 _START = 30.0  # seconds that cuInit may take
 _LIMIT = 1 << 16
+_PR_SET_NAME = 15
 _REACHES = {
     "lock": State.LOCKED,
     "checkpoint": State.CHECKPOINTED,
@@ -116,7 +118,7 @@ def open_driver(*, persistent: bool) -> Driver:
 
     Raises what Driver raises. A helper that does not start costs its start, nothing else.
     """
-    if not running() and not persistent:
+    if not persistent:
         start()
     if running():
         return RemoteDriver()
@@ -136,13 +138,14 @@ def running() -> bool:
 
 
 def start() -> None:
-    """Start the helper and wait until it listens; returns also when it does not come up."""
+    """Start the helper, unless it runs, and wait until it listens; returns also when it does not come up."""
+    if running():
+        return
     root = os.path.dirname(os.path.dirname(os.path.abspath(cryoci.__file__)))
     code = f"import sys; sys.path.append({root!r}); from cryoci.shim.gpu.helper import serve; serve()"
     null = subprocess.DEVNULL
     process = subprocess.Popen(
-        ["cryoci-gpud", "-IS", "-c", code],
-        executable=sys.executable,
+        [sys.executable, "-IS", "-c", code],
         stdin=null,
         stdout=null,
         stderr=null,
@@ -158,6 +161,7 @@ def serve(idle: float = IDLE) -> None:
     """Run the helper until it is idle for so long. Raises ConflictError when another one runs, CudaError."""
     path = socket_path()
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, b"cryoci-gpud", 0, 0, 0)  # what ps shows
     driver = Driver()
     driver.init()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -23,6 +23,7 @@ from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.record import Record
 
 NAME = "gpu.json"
+_FENCE_MS = 60_000
 Running = Callable[[], AbstractContextManager[None]]
 Purpose = Literal["checkpoint", "park", "restore"]
 
@@ -45,6 +46,7 @@ class Hold:
         self.pairs = pairs
         self.ours = ours
         self.running: Running = nothing
+        self.interrupted = False  # its maker died before it was done
 
     def write(self, *, done: bool) -> None:
         """Write the journal. Raises OSError."""
@@ -72,8 +74,11 @@ class Hold:
                 pairs = {nvml.uuid_bytes(a): nvml.uuid_bytes(b) for a, b in self.pairs.items()}
                 with nvml.opened() as management:
                     persistent = all(gpu.persistence for gpu in management.gpus())
+                driver = helper.open_driver(persistent=persistent)
                 with self.running():
-                    engine.resume(helper.open_driver(persistent=persistent), self.dump.tasks, pairs or None)
+                    if self.interrupted:
+                        engine.fence(driver, self.dump.tasks, lock_ms=_FENCE_MS)
+                    engine.resume(driver, self.dump.tasks, pairs or None)
             self.forget()
 
     def end(self) -> None:
@@ -101,6 +106,7 @@ def load(record: Record) -> tuple[Hold, bool, bool] | None:
         owner = tasks.Task(int(value["owner"]["pid"]), int(value["owner"]["start"]), 0, "")
         pairs = {str(a): str(b) for a, b in value["pairs"].items()}
         hold = Hold(record, str(value["purpose"]), dump, pairs, ours=True)
+        hold.interrupted = not value["done"]
         return hold, bool(value["done"]), owner.alive
     except FileNotFoundError:
         return None

@@ -484,9 +484,15 @@ static int act(int pid, int request, int timeout_ms, const struct pair *pairs, i
 	struct control c;
 	struct device here[DEVICES];
 	int code, tid, n = node_devices(here);
-	struct control *there = find(pid, &c, &code, &tid);
-	if (!there)
-		return code;
+	struct control *there;
+	for (;;) { /* the call of a caller that was killed goes on to its end */
+		there = find(pid, &c, &code, &tid);
+		if (!there)
+			return code;
+		if (c.done == c.asked)
+			break;
+		wait_ms(1);
+	}
 	c.request = request;
 	c.timeout_ms = timeout_ms;
 	c.short_of_memory = c.missing = 0;

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resident helper: the driver's functions through its socket, and without it when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cryoci.errors import ConflictError
+from cryoci.shim.gpu import engine, helper, tasks
+from cryoci.shim.gpu.cuda import CudaError, Driver, State
+from tests.fakegpu import build
+from tests.fakegpu.build import UUIDS, Program
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the helper serves root only")
+_SERVE = "import sys; from cryoci.shim.gpu import helper; helper.serve(float(sys.argv[1]))"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "devices").write_text(build.devices(UUIDS[:1]))
+    monkeypatch.setenv("FAKEGPU_HOME", str(tmp_path))
+    monkeypatch.setenv("CRYOCI_RUN", str(tmp_path / "run"))
+    # Where the tests' own process, and the helper that it starts, load the driver from.
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build.library()))
+    library = str(build.library() / "libcuda.so.1")
+    monkeypatch.setattr(Driver.__init__, "__defaults__", (library,))
+    return tmp_path
+
+
+@pytest.fixture
+def program(home: Path) -> Iterator[Program]:
+    made = Program(home, "--mib", "1")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[int]:
+    """A helper that `start` has started; its pid."""
+    helper.start()
+    pid = _owner()
+    assert Path(f"/proc/{pid}/comm").read_text() == "cryoci-gpud\n"
+    yield pid
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _owner() -> int:
+    with helper.connect() as peer:
+        raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(raw[:4], sys.byteorder)
+
+
+def test_a_round_through_the_helper(program: Program, server: int) -> None:
+    driver = helper.open_driver(persistent=True)
+    assert isinstance(driver, helper.RemoteDriver)
+    assert driver.restore_thread(os.getpid()) is None
+    found = engine.suspend(driver, lambda: tasks.cuda(driver, program.pid), lock_ms=1000)
+    assert driver.state(program.pid) is State.CHECKPOINTED
+    engine.resume(driver, found)
+    program.runs_on()
+
+
+def test_errors_come_through(program: Program, server: int) -> None:
+    driver = helper.open_driver(persistent=True)
+    with pytest.raises(CudaError, match=r"could not unlock.*error 401") as caught:
+        driver.unlock(program.pid)
+    assert (caught.value.verb, caught.value.pid, caught.value.code) == ("unlock", program.pid, 401)
+
+
+def test_the_helper_is_killed_in_the_middle(home: Path, program: Program, server: int) -> None:
+    """An operation that it had begun goes on in the target; the caller's own library does the rest."""
+    driver = helper.open_driver(persistent=True)
+    for operation in ("lock", "checkpoint", "restore", "unlock"):
+        while operation != "lock" and helper.running():  # the killed one is still dying
+            time.sleep(0.01)
+        helper.start()
+        for count in home.glob("count.*"):
+            count.unlink()
+        (home / "faults").write_text(f"{operation} 1 0 die-after\n")
+        getattr(driver, operation)(program.pid)
+        (home / "faults").unlink()
+    assert driver.state(program.pid) is State.RUNNING
+    program.runs_on()
+
+
+def test_started_on_demand_only_without_persistence(home: Path) -> None:
+    assert not isinstance(helper.open_driver(persistent=True), helper.RemoteDriver)
+    assert not helper.running()
+    assert isinstance(helper.open_driver(persistent=False), helper.RemoteDriver)
+    os.kill(_owner(), signal.SIGKILL)
+
+
+def test_one_at_a_time_and_idle_end(home: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _SERVE, "1.0"])
+    end = time.monotonic() + 10
+    while not helper.running() and time.monotonic() < end:
+        time.sleep(0.02)
+    mode = os.stat(helper.socket_path()).st_mode
+    assert mode & 0o077 == 0
+    with pytest.raises(ConflictError, match="another helper"):
+        helper.serve()
+    assert process.wait(10) == 0
+    assert not os.path.exists(helper.socket_path())
+
+
+@pytest.mark.parametrize(
+    "raw", [b"x", b"[]", b"{}", b'{"operation": "init", "pid": 1}', b'{"operation": "lock", "pid": []}']
+)
+def test_nonsense_is_answered_and_harms_nothing(server: int, raw: bytes) -> None:
+    with helper.connect() as peer:
+        peer.send(raw)
+        assert "understand" in json.loads(peer.recv(1 << 16))["verb"]
+    assert helper.running()
+
+
+def test_others_are_refused(server: int) -> None:
+    """The socket is root's, and what got through all the same is cut off: uid, and the pid namespace."""
+    code = (
+        "import socket, sys, os\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "s.connect(sys.argv[1])\nos.setgroups([]) if os.geteuid() == 0 else None\n"
+        "s.send(b'{}')\nsys.exit(0 if s.recv(100) else 3)"
+    )
+    argv = ["unshare", "--pid", "--fork", sys.executable, "-c", code, helper.socket_path()]
+    assert subprocess.run(argv, capture_output=True).returncode != 0
+    assert helper.running()
