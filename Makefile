@@ -5,15 +5,17 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv node check test demo bench clean
+.PHONY: help venv node check test test-gpu gpu-kit demo bench clean
 
 PYTHON ?= python3
+# The Python that has PyTorch.
+GPU_PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 BIN := .venv/bin
 STAMP := .venv/.installed
 # What the tests and the node tree need of the host, beyond make and a shell.
-PACKAGES := ca-certificates debian-archive-keyring e2fsprogs iproute2 mmdebstrap python3 python3-venv \
-	qemu-system-x86 util-linux
+PACKAGES := binutils ca-certificates debian-archive-keyring e2fsprogs gcc iproute2 libc6-dev mmdebstrap python3 python3-venv \
+	qemu-system-x86 util-linux xz-utils
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -54,6 +56,12 @@ test: check ## check, then every test that this machine can run
 	if [ "$$(id -u)" = 0 ]; then $(BIN)/pytest -m machine || failed=1; fi; \
 	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || failed=1; \
 	exit $$failed
+
+test-gpu: ## the suite on this machine's real NVIDIA GPU (root; needs PyTorch, criu, runc, crun)
+	$(GPU_PYTHON) -m pytest -v -s -p no:cacheprovider tests/gpu
+
+gpu-kit: venv ## build/gpu-kit.tar.xz: criu, runc, crun and packages for a GPU machine that has none
+	$(BIN)/python -m tests.gpu.kit build/gpu-kit.tar.xz
 
 demo: venv ## checkpoint a container, push it, restore it on another node (root)
 	@$(BIN)/python -m tests.demo

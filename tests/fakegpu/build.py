@@ -67,7 +67,7 @@ class Program:
         except FileNotFoundError:
             return {"count": 0}
 
-    def wait(self, count: int, *, child: int | None = None, seconds: float = 20) -> dict[str, Any]:
+    def wait(self, count: int, *, child: int | None = None, seconds: float = 90) -> dict[str, Any]:
         """Wait until it has reached `count`, its GPU memory intact."""
         end = time.monotonic() + seconds
         while (seen := self.status(child))["count"] < count:

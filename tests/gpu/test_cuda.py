@@ -160,7 +160,7 @@ def test_the_tool_is_killed_between_every_two_steps(node: Node, trainer: Trainer
     for step in KILL_AT:
         for when in ("before", "after"):
             prelude = (
-                "import os\nfrom cryoci.shim.gpu.cuda import Driver\n"
+                "import os\nfrom cryoci.shim.gpu.cuda import Driver\nfrom cryoci.shim.gpu.helper import RemoteDriver\n"
                 f"real = Driver.{step}\n"
                 "def die(self, *a, **k):\n"
                 + (
@@ -168,7 +168,7 @@ def test_the_tool_is_killed_between_every_two_steps(node: Node, trainer: Trainer
                     if when == "before"
                     else "    real(self, *a, **k); os.kill(os.getpid(), 9)\n"
                 )
-                + f"Driver.{step} = die\n"
+                + f"Driver.{step} = RemoteDriver.{step} = die\n"
             )
             words = [
                 "checkpoint",
@@ -249,10 +249,9 @@ def test_a_family(node: Node) -> None:
         remove(where)
 
 
-def test_data_loader_workers(node: Node) -> None:
+def test_data_loader_workers() -> None:
     """Workers by forkserver travel; forked ones hold the GPU's devices, and are refused with the reason."""
-    if node.below != "runc":
-        return
+    node = Node("runc")
     for context in ("forkserver", "fork"):
         made = Trainer(
             node, f"loader-{context}", "--gib", "0.5", "--workers", "2", "--context", context
@@ -290,7 +289,7 @@ def test_another_gpu(node: Node) -> None:
         remove(where)
 
 
-def test_managed_memory_is_seen(node: Node) -> None:
+def test_managed_memory_is_seen() -> None:
     """What the driver answers with error 801 in the middle; the family test shows that other processes pass."""
     process = said_ready(MANAGED)
     try:

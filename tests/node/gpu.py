@@ -90,7 +90,7 @@ class Trainer:
         names = [STATUS, *(f"{STATUS}.{n}" for n in range(self.children))]
         return [json.loads(self.node.read(root + name)) for name in names]
 
-    def runs_on(self, count: int | None = None, seconds: float = 20) -> list[dict[str, Any]]:
+    def runs_on(self, count: int | None = None, seconds: float = 90) -> list[dict[str, Any]]:
         """Wait until every process has computed two steps more, its GPU memory intact."""
         end = time.monotonic() + seconds
         start = [count] * (self.children + 1) if count is not None else [s["count"] for s in self.steps()]
