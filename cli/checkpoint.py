@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import criu_options, output
+from cryoci.cli import app_options, criu_options, output
 
 
 @click.command("checkpoint", short_help="Checkpoint a running container.")
@@ -32,6 +32,7 @@ from cryoci.cli import criu_options, output
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@app_options.hooks("pre-checkpoint", "post-restore")
 @criu_options.for_dump
 @output.registry_options
 @output.json_option
@@ -54,6 +55,10 @@ def command(
     frozen while it is dumped and stored, and ends only when its checkpoint has been read back; whatever fails
     before leaves it running. With --leave-running it runs on as soon as it is dumped.
 
+    Annotations io.cryoci.pre-checkpoint and io.cryoci.post-restore of the container, or the flags of these
+    names, are steps for the application: the first are done before the freeze, the others when it runs on, here
+    (--leave-running, or a failure) or after a restore.
+
     \b
     Examples:
       cryoci checkpoint web
@@ -69,6 +74,7 @@ def command(
     from cryoci.shim.engines.options import DumpOptions
 
     criu = criu_options.take(rest)
+    hooks = app_options.take(rest)
     ref = reference.parse(target) if target else None
     if isinstance(ref, reference.ArchiveRef):
         raise UsageError(
@@ -77,7 +83,7 @@ def command(
         )
     found = engines.find(container, root=runtime_root)
     to_directory = isinstance(ref, reference.DirectoryRef)
-    options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu)
+    options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks)
     with unwinding(), output.progress(quiet or as_json) as progress:
         if isinstance(ref, reference.DirectoryRef):
             with checkpoint(found, ref.path, options) as done:
@@ -98,9 +104,15 @@ def command(
 
 
 def _report(done: Any, result: Any, reference: str, *, as_json: bool, quiet: bool) -> None:
+    output.warn(done.warnings)
     if as_json:
         output.emit_json(
-            {"container": done.container.id, "seconds": done.seconds, "image": result or reference}
+            {
+                "container": done.container.id,
+                "seconds": done.seconds,
+                "image": result or reference,
+                "warnings": done.warnings,
+            }
         )
     elif quiet:
         click.echo(result.digest if result else reference)

@@ -42,6 +42,12 @@ def rate(n: int, t: float) -> str:
     return f"{size(int(n / t))}/s" if t > 0 else ""
 
 
+def warn(messages: Sequence[str]) -> None:
+    """What did not go well, and was no reason to fail, on stderr."""
+    for message in messages:
+        click.echo(f"cryoci: warning: {printable(message)}", err=True)
+
+
 def emit_json(value: Any) -> None:
     """`value` (dataclasses, paths and all) as indented JSON on stdout."""
     click.echo(json.dumps(value, indent=2, default=_plain))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import criu_options, output
+from cryoci.cli import app_options, criu_options, output
 
 
 @click.command("restore", short_help="Restore a checkpoint as a running container.")
@@ -40,6 +40,7 @@ from cryoci.cli import criu_options, output
     help="Which GPU here stands for which of the checkpoint, by UUID or index; auto: the same one, else the one "
     "of the same chip with the most free memory.",
 )
+@app_options.hooks("post-restore")
 @criu_options.for_restore
 @output.registry_options
 @output.json_option
@@ -78,6 +79,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         allow=rest["allow"],
         criu=criu,
         device_map=rest["device_map"],
+        hooks=app_options.take(rest),
     )
     source = reference.parse(ref)
     pulled = None
@@ -94,6 +96,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         done = restore(directory, options)
     if done.status is not None:
         sys.exit(done.status)
+    output.warn(done.warnings)
     if as_json:
         output.emit_json({"container": done, "image": pulled})
     elif quiet:

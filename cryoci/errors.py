@@ -61,6 +61,10 @@ class RestoreError(CryociError):
     """The restore failed. Whatever it had made on this node was removed."""
 
 
+class HookError(CryociError):
+    """What an application asked to be done before a checkpoint or after a restore failed."""
+
+
 class ImageError(CryociError):
     """An archive, manifest, config or layer is not a valid checkpoint image."""
 

@@ -28,15 +28,20 @@ def raise_loopback(pid: int) -> bool:
     return True
 
 
-def _main(pid: int) -> None:
+def enter(pid: int) -> None:
+    """Move this process, for good, into the network namespace of `pid`. Raises OSError."""
     import ctypes
-
-    from pyroute2 import IPRoute
 
     with open(f"/proc/{pid}/ns/net") as namespace:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace of {pid}")
+
+
+def _main(pid: int) -> None:
+    from pyroute2 import IPRoute
+
+    enter(pid)
     with IPRoute() as route:
         route.link("set", index=1, state="up")  # the first device of any namespace is lo
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from cryoci.errors import ImageError, RestoreError
+from cryoci.shim import app
 
 ALLOWABLE = ("mounts", "devices", "host-namespaces", "privileged")
 
@@ -29,6 +30,7 @@ _ANNOTATIONS = frozenset(
         "org.opencontainers.image.stopSignal",
         "org.systemd.property.KillSignal",
         "org.systemd.property.TimeoutStopUSec",
+        *app.ANNOTATIONS,  # its hooks act on the container alone
     }
 )
 _SPEC_KEYS = frozenset(

@@ -23,9 +23,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryoci.command import run
-from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, SpaceError, ToolError
+from cryoci.errors import (
+    CheckpointError,
+    ConflictError,
+    CryociError,
+    HookError,
+    PrivilegeError,
+    SpaceError,
+    ToolError,
+)
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.shim import cgroup, record, rootfs
+from cryoci.shim import app, cgroup, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
 from cryoci.shim.engines import gpu, processes
@@ -42,11 +50,15 @@ _STOP_SECONDS = 30.0
 
 @dataclass
 class Checkpoint:
-    """A dumped container: `directory` holds the checkpoint; times are in seconds."""
+    """A dumped container: `directory` holds the checkpoint; times are in seconds.
+
+    `warnings` say which app hooks failed, where that is no reason to fail.
+    """
 
     container: Container
     directory: Path
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -62,11 +74,19 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
     container.must_run()
     _check_moving(container, options)
     done = Checkpoint(container, directory)
+    before, after = (
+        app.hooks(kind, container.spec.get("annotations") or {}, options.hooks) for kind in app.KINDS
+    )
+    owed = [after]  # to a container that is not ended
     with ExitStack() as undo, _exclusive(container) as journal:
         _make(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         _check_space(container, directory, options)
         was_paused = _was_paused(container, journal)
+        if before.steps:
+            _check_awake(container, was_paused)
+            undo.callback(_wake, done, owed)
+            _timed(done, "pre-checkpoint hooks", lambda: _prepare(done, before))
         held = _timed(done, "gpu", lambda: gpu.hold(container, "checkpoint", images=directory))
         if held is None:
             done.seconds.pop("gpu")
@@ -86,6 +106,8 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         if moving:
             undo.pop_all()
             undo.callback(journal.unlink, missing_ok=True)
+            if before.steps:
+                undo.callback(_wake, done, owed)
             undo.push(
                 lambda kind, error, trace: error is not None and _revive(container, directory, options)
             )
@@ -99,6 +121,8 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
             _timed(done, "resume", lambda: _thaw(container, was_paused))
             if held is not None:
                 _timed(done, "gpu restore", held.release)
+            if after.steps and not was_paused:
+                _timed(done, "post-restore hooks", lambda: _wake(done, owed))
         yield done
         undo.pop_all()  # it is stored: whatever fails from here on must not take it back
         try:
@@ -120,6 +144,30 @@ def _gpu_back(held: Hold, error: BaseException | None) -> bool:
             f"{error}; and then: {e.message}", hint="bring it back by `cryoci repair CONTAINER`"
         ) from error
     return False
+
+
+def _check_awake(container: Container, was_paused: bool) -> None:
+    if was_paused:
+        raise HookError(
+            f"container {container.name} is paused, so its pre-checkpoint hooks cannot run",
+            hint="let it run first, or skip them with --no-hooks",
+        )
+
+
+def _prepare(done: Checkpoint, before: app.Hooks) -> None:
+    """Have the application prepare itself, while it still runs."""
+    if done.container.status == "paused":  # by a cryoci that was killed
+        done.container.call("resume")
+    done.warnings += app.run(done.container, before)
+
+
+def _wake(done: Checkpoint, owed: list[app.Hooks]) -> None:
+    """Post-restore hooks, once, of a container that was never ended: it runs, so a failure is but told."""
+    try:
+        while owed:
+            done.warnings += app.run(done.container, owed.pop())
+    except CryociError as e:
+        done.warnings.append(e.message)
 
 
 def _moves_connections(options: DumpOptions) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cryoci.errors import ImageError
 from cryoci.files import read_json
+from cryoci.shim import app
 from cryoci.shim.criu.options import CriuOptions
 
 RootfsChoice = Literal["auto", "full", "diff", "none"]
@@ -27,6 +28,7 @@ class DumpOptions:
     volumes: bool = False
     durable: bool = False
     criu: CriuOptions = field(default_factory=CriuOptions)
+    hooks: app.Choice = field(default_factory=app.Choice)
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,22 @@ class RestoreOptions:
     allow: tuple[str, ...] = ()
     criu: CriuOptions = field(default_factory=CriuOptions)
     device_map: str = "auto"
+    hooks: app.Choice = field(default_factory=app.Choice)
 
 
 @dataclass
 class Restored:
-    """A restored container; `status` is its exit status when it was restored in the foreground."""
+    """A restored container; `status` is its exit status when it was restored in the foreground.
+
+    `warnings` say which app hooks failed, where their policy is to go on.
+    """
 
     engine: str
     id: str
     name: str
     status: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_dump(directory: Path, name: str) -> Any:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cryoci.files import read_json, scratch, write_json
 from cryoci.shim import netns, paths, record, rootfs, untrusted
 from cryoci.shim.criu import log
 from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.engines import wake
 from cryoci.shim.engines.container import runtime_argv
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, criu_flags, read_dump
@@ -49,11 +50,12 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         _fill_bundle(bundle, directory, options, undo)
         seconds["file system"] = time.monotonic() - at
         at = time.monotonic()
-        status = _run(bundle, directory, container_id, options, criu, undo)
+        made = Restored(engine, container_id, container_id, seconds=seconds)
+        made.status = _run(bundle, directory, container_id, options, criu, undo, made)
         seconds["restore"] = time.monotonic() - at
         undo.pop_all()
     seconds["total"] = time.monotonic() - started
-    return Restored(engine, container_id, container_id, status, seconds)
+    return made
 
 
 def _check_free(runtime: str, root: str | None, container_id: str) -> None:
@@ -115,6 +117,7 @@ def _run(
     options: RestoreOptions,
     criu: CriuOptions,
     undo: ExitStack,
+    made: Restored,
 ) -> int | None:
     """Run the restore; in the foreground to the container's end, whose exit status is returned."""
     undo.callback(_delete, options.root, container_id)
@@ -136,9 +139,12 @@ def _run(
             *criu_flags(criu, "restore"),
             container_id,
         )
-        with deferred() if options.detach else nullcontext():
-            environment = {**os.environ, MAP_VARIABLE: options.device_map}
-            status = subprocess.run(argv, start_new_session=options.detach, env=environment).returncode
+        environment = {**os.environ, MAP_VARIABLE: options.device_map}
+        if options.detach:
+            with deferred():
+                status = subprocess.run(argv, start_new_session=True, env=environment).returncode
+        else:
+            status = _follow(argv, environment, pid_file, options, made)
         if not options.detach and pid_file.is_file():
             _delete(options.root, container_id)
             return status
@@ -147,7 +153,23 @@ def _run(
                 container_id, options.root, log.explain(str(work / "restore.log"), "restore"), status
             )
     netns.raise_loopback(_probe(options.root, container_id))
+    wake.bare(options, made)
     return None
+
+
+def _follow(
+    argv: list[str], environment: dict[str, str], pid_file: Path, options: RestoreOptions, made: Restored
+) -> int:
+    """Restore in the foreground; returns the exit status of the container."""
+    process = subprocess.Popen(argv, env=environment)
+    try:
+        if wake.restored(process, pid_file):
+            wake.bare(options, made)
+        return process.wait()
+    except BaseException:
+        _delete(options.root, made.id)
+        process.wait()
+        raise
 
 
 def _failure(container_id: str, root: str | None, cause: log.Cause | None, status: int) -> RestoreError:

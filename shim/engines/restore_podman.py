@@ -27,6 +27,7 @@ from cryoci.errors import (
 from cryoci.files import scratch
 from cryoci.shim import cgroup, underlying, untrusted
 from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.engines import wake
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
 from cryoci.shim.engines.watch import watching
@@ -69,9 +70,10 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
                 argv.append("--ignore-volumes")
             seconds["restore"] = _timed(lambda: _import(argv, name, Path(storage["graphRoot"])))
         made = _running(name)
+        result = Restored("podman", made, name, seconds=seconds)
+        wake.podman(result, config["spec"], options)
         undo.pop_all()
     seconds["total"] = time.monotonic() - started
-    result = Restored("podman", made, name, seconds=seconds)
     if not options.detach:
         result.status = subprocess.run(["podman", "attach", "--no-stdin", made]).returncode
     return result

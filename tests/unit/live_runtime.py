@@ -29,7 +29,7 @@ if sys.argv[1:] == ["--version"]:
     print("runc version 1.1.15")
     sys.exit(0)
 verb = next(word for word in sys.argv[1:] if word in (
-    "state", "pause", "resume", "checkpoint", "restore", "kill", "delete"))
+    "state", "pause", "resume", "checkpoint", "restore", "kill", "delete", "exec"))
 with open(base + "/calls", "a") as f:
     f.write(json.dumps(sys.argv[1:]) + "\\n")
 state = json.load(open(base + "/state"))
@@ -59,7 +59,13 @@ elif verb == "checkpoint":
 elif verb == "restore":
     state["status"] = "running"
 elif verb == "kill":
-    state["status"] = "stopped"
+    if sys.argv[-1] in ("KILL", "SIGKILL", "9"):
+        state["status"] = "stopped"
+elif verb == "exec":
+    if "sleep" in wish:
+        import time
+        open(value("--pid-file"), "w").write(str(os.getpid()))
+        time.sleep(wish["sleep"])
 elif verb == "delete":
     state["status"] = "gone"
 json.dump(state, open(base + "/state", "w"))
@@ -114,7 +120,7 @@ class LiveRuntime:
             lines = (self.directory / "calls").read_text().splitlines()
         except FileNotFoundError:
             return []
-        acts = {"pause", "resume", "checkpoint", "restore", "kill", "delete"}
+        acts = {"pause", "resume", "checkpoint", "restore", "kill", "delete", "exec"}
         return [word for line in lines for word in json.loads(line) if word in acts]
 
     def words(self, verb: str) -> list[str]:

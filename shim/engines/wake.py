@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-restore hooks of a container that has just been restored, before its restore counts as done."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from cryoci.errors import HookError
+from cryoci.shim import app
+from cryoci.shim.engines import bare as bare_containers
+from cryoci.shim.engines import podman as podman_containers
+from cryoci.shim.engines.container import Container
+from cryoci.shim.engines.options import Restored, RestoreOptions
+
+_PERIOD = 0.02  # seconds
+
+
+def podman(made: Restored, spec: dict[str, Any], options: RestoreOptions) -> None:
+    """Run those of podman's container. Raises HookError."""
+    hooks = app.hooks("post-restore", spec.get("annotations") or {}, options.hooks)
+    if hooks.steps:
+        _run(made, podman_containers.find(made.id), hooks)
+
+
+def bare(options: RestoreOptions, made: Restored) -> None:
+    """Run those that the bundle of a container of runc or crun asks for, or the caller. Raises HookError."""
+    if options.hooks.off:
+        return
+    container = bare_containers.find(made.id, options.root)
+    noted = container.spec.get("annotations") if container else None
+    hooks = app.hooks("post-restore", noted or {}, options.hooks)
+    if hooks.steps:
+        _run(made, container, hooks)
+
+
+def _run(made: Restored, container: Container | None, hooks: app.Hooks) -> None:
+    if container is None:
+        raise HookError(f"container {made.name} has ended before its post-restore hooks could run")
+    started = time.monotonic()
+    made.warnings += app.run(container, hooks)
+    made.seconds["post-restore hooks"] = time.monotonic() - started
+
+
+def restored(process: subprocess.Popen[bytes], pid_file: Path) -> bool:
+    """Wait until a restore in the foreground has made its container; False when it ended without."""
+    while process.poll() is None:
+        if pid_file.is_file() and pid_file.stat().st_size:
+            return True
+        time.sleep(_PERIOD)
+    return False
