@@ -25,6 +25,7 @@ VERBS = {
     "pull": "Fetch a checkpoint image, every byte verified.",
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
+    "guard": "Checkpoint a container at intervals, and restore it after a crash.",
     "rm": "Remove checkpoint images and free their space.",
 }
 

@@ -103,6 +103,19 @@ def _overlay(driver: dict[str, Any]) -> Overlay | None:
     )
 
 
+def stopped_by_user(container_id: str) -> bool:
+    """Whether podman was told to stop or kill the container; False when it is gone."""
+    try:
+        return bool(_database(container_id)[1].get("stoppedByUser"))
+    except NotFoundError:
+        return False
+
+
+def restart_policy(container: Container) -> str:
+    """podman's own restart policy of the container: no, on-failure, always or unless-stopped."""
+    return str(container.dumps["config.dump"].get("restart_policy") or "no")
+
+
 def _database(container_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(ContainerConfig, ContainerState) of podman's SQLite database (libpod/sqlite_state.go)."""
     info = json.loads(run(["podman", "info", "--format", "json"]).stdout)

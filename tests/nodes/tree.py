@@ -78,6 +78,7 @@ SOURCES = (
     "ociimage",
     "hooks",
     "cli",
+    "uses",
 )
 VENV = "/opt/cryoci"
 SITE = f"{VENV}/lib/python3.13/site-packages"

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci guard: checkpoints at intervals, and the newest good one back after a crash."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from cryoci.cli import app_options, criu_options, output
+
+
+class Guards(click.Group):
+    """`guard CONTAINER` is `guard run CONTAINER`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    "guard", cls=Guards, short_help="Checkpoint a container at intervals, and restore it after a crash."
+)
+def command() -> None:
+    """Guard a container: checkpoints at intervals, the newest good one back after a crash.
+
+    `cryoci guard CONTAINER` is short for `cryoci guard run CONTAINER`.
+
+    \b
+    Examples:
+      cryoci guard trainer --every 10m
+      cryoci guard trainer --every 30s --to tmpfs --keep 3
+      cryoci guard trainer --every 1h --to registry.example:5000/guarded
+      cryoci guard status
+    """
+
+
+@command.command("run")
+@click.argument("container")
+@click.option("--every", default="10m", show_default=True, metavar="TIME", help="Time between checkpoints.")
+@click.option(
+    "--to",
+    default="disk",
+    show_default=True,
+    metavar="PLACE",
+    help="tmpfs (memory: fast, gone after a reboot), disk (/var/lib/cryoci/guard), or HOST/REPO of a registry.",
+)
+@click.option("--keep", default=2, show_default=True, type=click.IntRange(1), help="Checkpoints to keep.")
+@click.option(
+    "--on-failure",
+    type=click.Choice(["restore", "none"]),
+    default="restore",
+    show_default=True,
+    help="What to do when the container crashes.",
+)
+@click.option(
+    "--stable",
+    default="60s",
+    show_default=True,
+    metavar="TIME",
+    help="A container that crashes sooner after its restore makes that checkpoint suspect: an older one is next.",
+)
+@click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
+@click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@app_options.hooks("pre-checkpoint", "post-restore")
+@criu_options.for_dump
+@output.registry_options
+def run(container: str, every: str, to: str, keep: int, on_failure: str, stable: str, **rest: Any) -> None:
+    """Guard CONTAINER until it finishes, or is stopped, removed or moved by somebody.
+
+    Ctrl-C or SIGTERM ends the guard and leaves the container running; the same command goes on later, also after
+    the guard was killed. A container of podman that crashed is kept as NAME-crashed.
+    """
+    from cryoci import durations
+    from cryoci.cli.signals import unwinding
+    from cryoci.shim.engines.options import DumpOptions
+    from cryoci.uses import guard, stdio
+
+    criu = criu_options.take(rest)
+    hooks = app_options.take(rest)
+    root = rest.pop("runtime_root")
+    options = guard.Options(
+        every=durations.parse(every),
+        to=to,
+        keep=keep,
+        restores=on_failure == "restore",
+        stable=durations.parse(stable),
+        root=root,
+        dump=DumpOptions(leave_running=True, volumes=rest.pop("volumes"), criu=criu, hooks=hooks),
+        hooks=hooks,
+        registry=output.options(**rest),
+    )
+    with unwinding(), stdio.own() as say:
+        guard.Guard(container, options, say).run()
+
+
+@command.command("status")
+@click.argument("container", required=False)
+@output.json_option
+def status(container: str | None, as_json: bool) -> None:
+    """Show all guards, or that of CONTAINER."""
+    from cryoci.errors import NotFoundError
+    from cryoci.uses import guard_state
+
+    found = [state for state in guard_state.every_state() if container in (None, state.name)]
+    if container and not found:
+        raise NotFoundError(f"container {container} was never guarded", hint=f"cryoci guard {container}")
+    if as_json:
+        output.emit_json([{"alive": state.alive, "state": state} for state in found])
+        return
+    output.table(
+        (
+            "CONTAINER",
+            "GUARD",
+            "EVERY",
+            "KEPT IN",
+            "KEPT",
+            "NEWEST",
+            "PAUSE",
+            "SIZE",
+            "CRASHES",
+            "WORK LOST",
+            "NOTE",
+        ),
+        [_row(state, time.time()) for state in found],
+    )
+
+
+def _row(state: Any, now: float) -> tuple[str, ...]:
+    newest = max(state.kept, key=lambda kept: kept.number, default=None)
+    return (
+        state.name,
+        state.phase if state.alive or state.phase not in ("watching", "restoring") else "not running",
+        output.seconds(state.every),
+        state.to,
+        str(len(state.kept)),
+        f"{output.seconds(now - newest.taken)} ago" if newest else "",
+        output.seconds(newest.pause) if newest else "",
+        output.size(newest.size) if newest else "",
+        str(len(state.recoveries)),
+        output.seconds(state.lost) if state.recoveries else "",
+        state.message,
+    )
+
+
+@command.command("stop")
+@click.argument("container")
+@click.option("--remove", is_flag=True, help="Remove its checkpoints as well.")
+def stop(container: str, remove: bool) -> None:
+    """End the guard of CONTAINER, which runs on."""
+    from cryoci.uses import guard
+
+    if not guard.stop(container, remove=remove):
+        click.echo(f"no guard of {container} ran")

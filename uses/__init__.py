@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uses: what people do with checkpoints, made of `shim` (containers) and `ociimage` (images)."""
