@@ -15,6 +15,7 @@ from cryoci.cli import app_options, criu_options, output
 @click.command("restore", short_help="Restore a checkpoint as a running container.")
 @click.argument("ref")
 @click.option("--name", help="Name (podman) or id (runc, crun) of the new container. Default: the old one.")
+@click.option("--hostname", metavar="NAME", help="Host name inside of the container. Default: as it was.")
 @click.option(
     "-d", "--detach", is_flag=True, help="Return when it runs, instead of following it to its end."
 )
@@ -71,6 +72,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     registry = {key: rest.pop(key) for key in ("plain_http", "tls_verify", "ca_file", "authfile")}
     options = RestoreOptions(
         name=rest["name"],
+        hostname=rest["hostname"],
         detach=detach,
         engine=rest["engine"],
         runtime=rest["runtime"],

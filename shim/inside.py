@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talk to an application in the network namespace of its container.
+"""Act inside of a container's namespaces: talk to its application, name its host.
 
-Also a program, `python -m cryoci.shim.inside PID http METHOD URL SECONDS` and `... PID port NUMBER SECONDS`, for a
-process enters a network namespace as a whole. Its status is 0 when the answer was good, 1 when there was none.
+Also a program, `python -m cryoci.shim.inside PID http METHOD URL SECONDS`, `... PID port NUMBER SECONDS` and
+`... PID hostname NAME SECONDS`, for a process enters a namespace as a whole. Its status is 0 when that went well,
+else 1, and it says why.
 """
 
 from __future__ import annotations
 
 import http.client
+import os
+import re
 import socket
 import subprocess
 import sys
 import urllib.parse
 
-from cryoci.errors import UsageError
+from cryoci.errors import ConflictError, RestoreError, UsageError
 from cryoci.shim import netns
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
+_HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _GRACE = 5.0  # seconds that the program itself may take, beyond the time of its question
 
 
@@ -50,6 +54,19 @@ def request(pid: int, method: str, url: str, timeout: float) -> str:
 def answers(pid: int, port: int, timeout: float) -> bool:
     """Whether a TCP port takes connections on the loopback of `pid`'s network."""
     return _call(pid, ["port", str(port)], timeout) == ""
+
+
+def set_hostname(pid: int, name: str) -> None:
+    """Name the host in the UTS namespace of `pid`. Raises UsageError, ConflictError when that is this node's."""
+    if not _HOSTNAME.fullmatch(name):
+        raise UsageError(f"{name[:80]!r} is no host name", hint="up to 63 letters, digits and hyphens")
+    if os.stat(f"/proc/{pid}/ns/uts").st_ino == os.stat("/proc/self/ns/uts").st_ino:
+        raise ConflictError(
+            "the container shares the host name of this node, which is not changed",
+            hint="leave --hostname out",
+        )
+    if problem := _call(pid, ["hostname", name], _GRACE):
+        raise RestoreError(f"the container's host name could not be set: {problem}")
 
 
 def _call(pid: int, words: list[str], timeout: float) -> str:
@@ -86,6 +103,10 @@ def _http(method: str, url: str, timeout: float) -> str:
 
 def _main(argv: list[str]) -> str:
     pid, kind, timeout = int(argv[1]), argv[2], float(argv[-1])
+    if kind == "hostname":
+        netns.enter(pid, "uts")
+        socket.sethostname(argv[3])
+        return ""
     netns.enter(pid)
     if kind == "http":
         return _http(argv[3], argv[4], timeout)

@@ -13,7 +13,7 @@ import sys
 
 from cryoci.command import run
 
-_CLONE_NEWNET = 0x40000000
+_TYPES = {"net": 0x40000000, "uts": 0x04000000}  # CLONE_NEWNET, CLONE_NEWUTS
 
 
 def raise_loopback(pid: int) -> bool:
@@ -28,14 +28,14 @@ def raise_loopback(pid: int) -> bool:
     return True
 
 
-def enter(pid: int) -> None:
-    """Move this process, for good, into the network namespace of `pid`. Raises OSError."""
+def enter(pid: int, kind: str = "net") -> None:
+    """Move this process, for good, into the network (or "uts") namespace of `pid`. Raises OSError."""
     import ctypes
 
-    with open(f"/proc/{pid}/ns/net") as namespace:
+    with open(f"/proc/{pid}/ns/{kind}") as namespace:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace of {pid}")
+        if libc.setns(namespace.fileno(), _TYPES[kind]) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the {kind} namespace of {pid}")
 
 
 def _main(pid: int) -> None:

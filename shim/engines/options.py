@@ -38,9 +38,11 @@ class RestoreOptions:
     `engine` and `runtime` None keep the checkpoint's: `runtime` is podman's name for a runtime, or for bare
     containers a low-level runtime's name or path, and `root` its --root. `allow` names what the checkpoint
     may take from this node (untrusted.ALLOWABLE). `device_map` is "auto" or "OLD=NEW,..." (gpu.select).
+    `hostname` is what it is called inside; None: as before.
     """
 
     name: str | None = None
+    hostname: str | None = None
     detach: bool = True
     engine: str | None = None
     runtime: str | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-restore hooks of a container that has just been restored, before its restore counts as done."""
+"""What a container that has just been restored gets before its restore counts as done: hostname and hooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoci.errors import HookError
-from cryoci.shim import app
+from cryoci.shim import app, inside
 from cryoci.shim.engines import bare as bare_containers
 from cryoci.shim.engines import podman as podman_containers
 from cryoci.shim.engines.container import Container
@@ -21,25 +21,27 @@ _PERIOD = 0.02  # seconds
 def podman(made: Restored, spec: dict[str, Any], options: RestoreOptions) -> None:
     """Run those of podman's container. Raises HookError."""
     hooks = app.hooks("post-restore", spec.get("annotations") or {}, options.hooks)
-    if hooks.steps:
-        _run(made, podman_containers.find(made.id), hooks)
+    if hooks.steps or options.hostname:
+        _run(made, podman_containers.find(made.id), hooks, options.hostname)
 
 
 def bare(options: RestoreOptions, made: Restored) -> None:
     """Run those that the bundle of a container of runc or crun asks for, or the caller. Raises HookError."""
-    if options.hooks.off:
+    if options.hooks.off and not options.hostname:
         return
     container = bare_containers.find(made.id, options.root)
     noted = container.spec.get("annotations") if container else None
     hooks = app.hooks("post-restore", noted or {}, options.hooks)
-    if hooks.steps:
-        _run(made, container, hooks)
+    if hooks.steps or options.hostname:
+        _run(made, container, hooks, options.hostname)
 
 
-def _run(made: Restored, container: Container | None, hooks: app.Hooks) -> None:
+def _run(made: Restored, container: Container | None, hooks: app.Hooks, hostname: str | None) -> None:
     if container is None:
         raise HookError(f"container {made.name} has ended before its post-restore hooks could run")
     started = time.monotonic()
+    if hostname:
+        inside.set_hostname(int(container.state()["pid"]), hostname)
     made.warnings += app.run(container, hooks)
     made.seconds["post-restore hooks"] = time.monotonic() - started
 

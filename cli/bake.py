@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci bake: an image of a container that is ready."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import click
+
+from cryoci.cli import app_options, criu_options, output
+
+
+@click.command(
+    "bake",
+    short_help="Start a container, wait until it is ready, and make a checkpoint image of it.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.argument("image")
+@click.argument("words", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
+@click.option(
+    "-o", "--output", "target", metavar="REF", required=True, help="NAME, oci:LAYOUT:TAG or HOST/REPO:TAG."
+)
+@click.option(
+    "--ready-http", multiple=True, metavar="URL", help="Ready when http://127.0.0.1:PORT/PATH answers 2xx."
+)
+@click.option(
+    "--ready-port", multiple=True, metavar="PORT", help="Ready when the TCP port takes connections."
+)
+@click.option("--ready-log", multiple=True, metavar="REGEX", help="Ready when its log has a line like that.")
+@click.option(
+    "--ready-command", multiple=True, metavar="COMMAND", help="Ready when this ends well in the container."
+)
+@click.option(
+    "--ready-timeout", default="10m", show_default=True, metavar="TIME", help="Time until it must be ready."
+)
+@click.option("--name", help="Name of the container, which a restore takes over. Default: bake-RANDOM.")
+@click.option(
+    "-p",
+    "--podman",
+    multiple=True,
+    metavar="OPTION",
+    help="Option of podman run, such as --podman=--env=A=B; repeatable.",
+)
+@click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
+@click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@app_options.hooks("pre-checkpoint")
+@criu_options.for_dump
+@output.registry_options
+@output.json_option
+@output.quiet_option
+def command(
+    image: str, words: tuple[str, ...], target: str, as_json: bool, quiet: bool, **rest: Any
+) -> None:
+    """Run IMAGE under podman, wait until it is ready, checkpoint it to REF, and remove it.
+
+    All conditions must hold, in the order http, port, log, command. App hooks are done before the checkpoint. A
+    restore of REF then starts where the container was ready.
+
+    \b
+    Examples:
+      cryoci bake --ready-http http://127.0.0.1:8000/health -o registry.example:5000/warm/llm:1 vllm/vllm-openai
+      cryoci bake --ready-log 'ready to accept' --podman=--env=POSTGRES_PASSWORD=x -o db:1 postgres
+    """
+    from cryoci import durations
+    from cryoci.cli.signals import unwinding
+    from cryoci.errors import UsageError
+    from cryoci.ociimage import reference
+    from cryoci.shim.engines.options import DumpOptions
+    from cryoci.uses import bake, ready
+
+    goal = reference.parse(target)
+    if not isinstance(goal, (reference.LayoutRef, reference.RegistryRef)):
+        raise UsageError(
+            f"{target} is no place for an image", hint="give HOST/REPO:TAG, NAME or oci:LAYOUT:NAME"
+        )
+    kinds: tuple[Any, ...] = ("http", "port", "log", "command")
+    checks = tuple(ready.Check(kind, value) for kind in kinds for value in rest.pop(f"ready_{kind}"))
+    compression = rest.pop("compression")
+    recipe = bake.Recipe(
+        image=image,
+        command=words,
+        name=rest.pop("name") or f"bake-{secrets.token_hex(4)}",
+        checks=checks,
+        podman=rest.pop("podman"),
+        timeout=durations.parse(rest.pop("ready_timeout")),
+        dump=DumpOptions(
+            volumes=rest.pop("volumes"), criu=criu_options.take(rest), hooks=app_options.take(rest)
+        ),
+    )
+    with unwinding(), output.progress(quiet or as_json) as progress:
+        made = bake.bake(
+            recipe, goal, compression=compression, progress=progress, registry_options=output.options(**rest)
+        )
+    output.warn(made.warnings)
+    if as_json:
+        output.emit_json(made)
+    elif quiet:
+        click.echo(made.image.digest)
+    else:
+        steps = ", ".join(f"{name} {output.seconds(t)}" for name, t in made.seconds.items())
+        click.echo(f"baked {made.image.reference}: {output.size(made.image.size)}: {steps}")
+        click.echo(f"digest {made.image.digest}")

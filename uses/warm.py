@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cryoci warm`: have all that a restore needs on this node before it is asked for.
+
+Checkpoint images go to the local store, each blob verified, and by that into the page cache; their base images go
+to podman's storage. A later `cryoci restore NAME` asks no registry.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from cryoci.command import run
+from cryoci.errors import NotFoundError, ToolError, UsageError
+from cryoci.ociimage import image, reference, stores
+from cryoci.ociimage.progress import Progress
+from cryoci.ociimage.transport import RegistryOptions
+from cryoci.shim.engines import podman
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """An image in the store as `name`: `size` bytes, of which `fetched` were not there. `base`: its base image."""
+
+    name: str
+    digest: str
+    size: int
+    fetched: int
+    base: str
+    base_pulled: bool
+    seconds: float
+
+
+def warm(
+    ref: reference.Reference,
+    *,
+    progress: Progress | None = None,
+    registry_options: RegistryOptions | None = None,
+) -> Warmed:
+    """Warm one image. Raises NotFoundError, IntegrityError, RegistryError, UsageError."""
+    began = time.monotonic()
+    if isinstance(ref, reference.RegistryRef):
+        # the repository alone may be somebody's own image in the store
+        name = f"{ref.repository}:{ref.tag or (ref.digest or '').replace('sha256:', '')[:12] or 'latest'}"
+        local = reference.LayoutRef(reference.default_store(), name)
+        copied = image.copy(ref, local, progress=progress, registry_options=registry_options)
+        fetched = copied.size - copied.skipped
+    elif isinstance(ref, reference.LayoutRef):
+        local, fetched = ref, 0
+    else:
+        raise UsageError(f"{ref} is no image", hint="give HOST/REPO:TAG, or NAME of the local store")
+    store = stores.open_store(local, None)
+    found = stores.resolve(store, stores.source_name(local, store))
+    size = 0
+    for blob in (found.manifest.config, *found.manifest.layers):
+        size += sum(len(chunk) for chunk in store.open_blob(blob))
+    base, pulled = _base(image.inspect(local))
+    return Warmed(
+        str(local.name or local), found.top.digest, size, fetched, base, pulled, time.monotonic() - began
+    )
+
+
+def _base(info: image.ImageInfo) -> tuple[str, bool]:
+    """The base image of the checkpoint, in podman's storage; ("", False) when it needs none."""
+    wanted = str(info.facts.get("image.reference", ""))
+    if (
+        info.engine != "podman"
+        or "@sha256:" not in wanted
+        or wanted.startswith("-")
+        or not podman.installed()
+    ):
+        return "", False
+    if run(["podman", "image", "exists", "--", wanted], check=False).returncode == 0:
+        return wanted, False
+    try:
+        run(["podman", "pull", "--quiet", "--", wanted])
+    except ToolError as e:
+        raise NotFoundError(
+            f"the base image {wanted} could not be pulled: {e.message}",
+            hint=f"pull it yourself: podman pull {wanted}",
+        ) from e
+    return wanted, True
