@@ -28,6 +28,7 @@ VERBS = {
     "bake": "Start a container, wait until it is ready, and make a checkpoint image of it.",
     "warm": "Fetch images and their base images, so that a restore needs no registry.",
     "guard": "Checkpoint a container at intervals, and restore it after a crash.",
+    "agent": "Push the checkpoints that this node's kubelet makes.",
     "rm": "Remove checkpoint images and free their space.",
 }
 
@@ -73,9 +74,16 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: runs a verb; a CryociError becomes one message, its hint and its exit status."""
+    """Entry point of cryoci."""
+    report(cli)
+
+
+def report(command: click.Command) -> None:
+    """Run a command line; a CryociError becomes one message, its hint and its exit status."""
     try:
-        cli.main(standalone_mode=False)
+        status = command.main(standalone_mode=False)
+        if isinstance(status, int):  # click returns what ctx.exit was given
+            sys.exit(status)
     except CryociError as e:
         click.echo(f"cryoci: {e.message}", err=True)
         if hint := e.hint or e.advice:

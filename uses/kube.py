@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `kubectl cryoci` does: checkpoint containers of pods by their kubelets, and make pods that restore them.
+
+checkpoint  API server -> node proxy -> kubelet -> CRI -> /var/lib/kubelet/checkpoints/checkpoint-POD_NS-C-TIME.tar
+push        the same, then the agent of that node (uses/agent.py) makes HOST/REPO:TAG of the archive
+restore     a pod like the old one, with annotation io.cryoci.restore.CONTAINER and the RuntimeClass of cryoci
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any
+
+from cryoci.errors import ConflictError, NotFoundError, ToolError, UsageError
+from cryoci.ociimage import image, reference, stores
+from cryoci.ociimage.transport import RegistryOptions
+from cryoci.uses import kubelet_archive
+from cryoci.uses.kubectl import Kubectl
+
+RESTORE = "io.cryoci.restore."
+_POLL = 1.0  # seconds
+# What ties a pod to its old life, and the labels by which a controller would take the new one for a spare.
+_METADATA = ("name", "namespace", "labels", "annotations")
+_HASHES = (
+    "pod-template-hash",
+    "controller-revision-hash",
+    "batch.kubernetes.io/controller-uid",
+    "controller-uid",
+)
+
+
+@dataclass(frozen=True)
+class NodeCheckpoint:
+    """An archive that a kubelet has written: `path` on `node`; `tag` is what its agent will call the image."""
+
+    namespace: str
+    pod: str
+    container: str
+    node: str
+    path: str
+    tag: str
+
+
+def checkpoint(kubectl: Kubectl, pod: str, container: str | None, timeout: float) -> NodeCheckpoint:
+    """Checkpoint one container of a running pod, which runs on; `timeout` in seconds.
+
+    Raises NotFoundError, ConflictError, PrivilegeError, UnsupportedError, ToolError.
+    """
+    found = kubectl.get("pod", pod)
+    namespace, node = found["metadata"]["namespace"], found["spec"].get("nodeName")
+    phase = found.get("status", {}).get("phase", "unknown")
+    if not node or phase != "Running":
+        raise ConflictError(
+            f"pod {namespace}/{pod} is {phase}", hint="only a running pod can be checkpointed"
+        )
+    name = choose(found, container)
+    words = [urllib.parse.quote(word, safe="") for word in (node, namespace, pod, name)]
+    path = "/api/v1/nodes/{}/proxy/checkpoint/{}/{}/{}".format(*words)
+    answer = kubectl.post_raw(f"{path}?timeout={int(timeout)}", timeout=timeout)
+    items = answer.get("items") if isinstance(answer, dict) else None
+    if not isinstance(items, list) or not items or not isinstance(items[0], str):
+        raise ToolError(f"the kubelet of {node} answered without an archive: {str(answer)[:200]}")
+    return NodeCheckpoint(namespace, pod, name, node, items[0], kubelet_archive.tag(items[0]))
+
+
+def choose(pod: dict[str, Any], container: str | None) -> str:
+    """The container that is meant. Raises UsageError, NotFoundError naming those that there are."""
+    names = [
+        one["name"]
+        for kind in ("containers", "initContainers", "ephemeralContainers")
+        for one in pod["spec"].get(kind) or ()
+    ]
+    if container is None:
+        regular = [one["name"] for one in pod["spec"]["containers"]]
+        if len(regular) == 1:
+            return str(regular[0])
+        raise UsageError(
+            f"pod {pod['metadata']['name']} has {len(regular)} containers",
+            hint=f"choose one: -c {'|'.join(regular)}",
+        )
+    if container not in names:
+        raise NotFoundError(
+            f"pod {pod['metadata']['name']} has no container {container}", hint=f"it has {', '.join(names)}"
+        )
+    return container
+
+
+def await_image(
+    made: NodeCheckpoint, repository: str, timeout: float, options: RegistryOptions | None
+) -> tuple[str, str]:
+    """Wait until the agent has pushed it; returns reference and digest. Raises ConflictError after `timeout` s."""
+    ref = reference.parse(f"{repository}:{made.tag}")
+    if not isinstance(ref, reference.RegistryRef):
+        raise UsageError(f"{repository} is no repository", hint="write HOST/REPO, as the agent's --to")
+    store = stores.open_store(ref, options)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return str(ref), stores.resolve(store, made.tag).top.digest
+        except NotFoundError:
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    f"no agent has pushed {made.path} of node {made.node} to {repository} within {timeout:g} s",
+                    hint="does it run there, with that --to? kubectl -n cryoci logs daemonset/cryoci-agent",
+                ) from None
+        time.sleep(_POLL)
+
+
+def images(repository: str, pod: str | None, options: RegistryOptions | None) -> list[image.ImageSummary]:
+    """The images that agents have pushed to a repository; with `pod`, those of pods of that name."""
+    ref = reference.parse(repository)
+    if not isinstance(ref, reference.RegistryRef):
+        raise UsageError(f"{repository} is no repository of a registry", hint="write HOST/REPO")
+    found = image.list_images(ref, registry_options=options)
+    return [one for one in found if pod is None or one.name.startswith(kubelet_archive.tag_prefix(pod))]
+
+
+def create(kubectl: Kubectl, pod: dict[str, Any]) -> dict[str, Any]:
+    """Create a pod; returns it as the server has it. Raises what the server refuses."""
+    namespace = kubectl.namespace or pod["metadata"].get("namespace") or "default"
+    pod["metadata"]["namespace"] = namespace
+    where = urllib.parse.quote(namespace, safe="")
+    made = kubectl.post_raw(f"/api/v1/namespaces/{where}/pods?fieldValidation=Strict", pod)
+    if not isinstance(made, dict) or "metadata" not in made:
+        raise ToolError(f"the API server answered without a pod: {str(made)[:200]}")
+    return made
+
+
+def restoring(
+    pod: dict[str, Any],
+    container: str | None,
+    image_reference: str,
+    *,
+    name: str | None,
+    node: str | None,
+    runtime_class: str,
+) -> dict[str, Any]:
+    """The manifest of a pod like `pod` whose container comes out of a checkpoint image.
+
+    Raises UsageError, NotFoundError.
+    """
+    if not isinstance(reference.parse(image_reference), reference.RegistryRef):
+        raise UsageError(
+            f"{image_reference} is on no registry", hint="every node must reach it: HOST/REPO:TAG"
+        )
+    chosen = choose(pod, container)
+    old = pod["metadata"]
+    fresh: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {key: copy.deepcopy(old[key]) for key in _METADATA if old.get(key)},
+        "spec": copy.deepcopy(pod["spec"]),
+    }
+    meta, spec = fresh["metadata"], fresh["spec"]
+    meta["name"] = name or f"{old['name'][:54]}-restored"
+    labels = {key: value for key, value in (meta.get("labels") or {}).items() if key not in _HASHES}
+    meta["labels"] = labels
+    meta["annotations"] = {**(meta.get("annotations") or {}), f"{RESTORE}{chosen}": image_reference}
+    for key in ("nodeName", "ephemeralContainers"):
+        spec.pop(key, None)
+    spec["runtimeClassName"] = runtime_class
+    if node:
+        spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), "kubernetes.io/hostname": node}
+    return fresh

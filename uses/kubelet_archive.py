@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of the archives that a kubelet writes: checkpoint-POD_NAMESPACE-CONTAINER-TIME.tar (RFC 3339)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from cryoci.errors import UsageError
+
+_NAME = re.compile(
+    r"checkpoint-(?P<of>[a-z0-9][a-z0-9.-]*_[a-z0-9.-]+)-(?P<time>\d{4}-\d\d-\d\dT[0-9:.+Z-]+)\.tar"
+)
+_OTHER = re.compile(r"[^A-Za-z0-9_.-]")
+_LONGEST = 128  # of a tag (distribution-spec 1.1)
+
+
+def parse(path: str) -> tuple[str, str]:
+    """(POD_NAMESPACE-CONTAINER, time) of an archive. Raises UsageError for another file.
+
+    Namespace and container cannot be told apart: both may hold hyphens.
+    """
+    matched = _NAME.fullmatch(path.rpartition("/")[2])
+    if matched is None:
+        raise UsageError(
+            f"{path[:200]!r} is no archive of a kubelet", hint="checkpoint-POD_NAMESPACE-CONTAINER-TIME.tar"
+        )
+    return matched["of"], matched["time"]
+
+
+def tag(path: str) -> str:
+    """The tag of its image: the same words, less what a tag cannot hold; unique however long they are."""
+    of, when = parse(path)
+    text = _OTHER.sub("-", f"{of}-{when}")
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 17]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def tag_prefix(pod: str) -> str:
+    """How the tags of a pod's images begin."""
+    return f"{pod}_"
