@@ -20,6 +20,7 @@ from typing import Any
 from cryoci.errors import ConfigError, CryociError, NotFoundError, UsageError
 from cryoci.files import read_json, scratch, write_json
 from cryoci.ociimage import image, reference
+from cryoci.ociimage.manifest import rfc3339
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import paths
 from cryoci.uses import kubelet_archive
@@ -112,7 +113,7 @@ class Agent:
         with os.scandir(self._options.directory) as entries:
             for entry in entries:
                 with contextlib.suppress(UsageError, FileNotFoundError):
-                    kubelet_archive.parse(entry.name)
+                    kubelet_archive.created(entry.name)
                     info = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(info.st_mode):
                         found[entry.name] = [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns]
@@ -129,6 +130,7 @@ class Agent:
 
     def _push(self, name: str, known: Archive) -> None:
         options, path = self._options, self._options.directory / name
+        taken = kubelet_archive.created(name)
         tagged = reference.parse(f"{options.to}:{kubelet_archive.tag(name)}")
         assert isinstance(tagged, reference.RegistryRef)
         try:
@@ -138,6 +140,8 @@ class Agent:
                     pulled.directory,
                     tagged,
                     compression=options.compression,
+                    annotations={"checkpointed": rfc3339(taken)},
+                    created=taken,  # one archive, one digest, whenever it is pushed
                     registry_options=options.registry,
                 )
         except (CryociError, OSError) as e:

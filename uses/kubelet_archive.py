@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import datetime
 
 from cryoci.errors import UsageError
 
@@ -26,6 +27,15 @@ def parse(path: str) -> tuple[str, str]:
             f"{path[:200]!r} is no archive of a kubelet", hint="checkpoint-POD_NAMESPACE-CONTAINER-TIME.tar"
         )
     return matched["of"], matched["time"]
+
+
+def created(path: str) -> datetime:
+    """The time in the name. Raises UsageError."""
+    when = parse(path)[1]
+    try:
+        return datetime.fromisoformat(when)
+    except ValueError as e:
+        raise UsageError(f"{path[:200]!r} is no archive of a kubelet: {when} is no time") from e
 
 
 def tag(path: str) -> str:

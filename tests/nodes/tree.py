@@ -142,7 +142,7 @@ def checkout() -> Path:
             script = (
                 f"{VENV}/bin/pip install -q --no-deps --no-index /mnt/*.whl"
                 f" && python3 -m compileall -q {SITE}/cryoci >/dev/null"
-                f" && ln -sf {VENV}/bin/cryoci /usr/local/bin/cryoci"
+                f" && ln -sf {VENV}/bin/cryoci {VENV}/bin/kubectl-cryoci /usr/local/bin/"
                 f" && ln -sf {launcher} /usr/local/bin/cryoci-runtime"
             )
             make_layer(path, [base, debian()], script, inputs=scratch)
