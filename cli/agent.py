@@ -41,7 +41,7 @@ def command(directory: Path, to: str, keep: int | None, settle: str, compression
     before its image is in the registry and read back.
 
     \b
-    Example:
+    Examples:
       cryoci agent --to registry.example:5000/checkpoints --keep 1
     """
     from cryoci import durations
