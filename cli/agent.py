@@ -33,6 +33,7 @@ from cryoci.cli import output
     "--settle", default="3s", show_default=True, metavar="TIME", help="Unchanged so long, it is complete."
 )
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@output.metrics_option
 @output.registry_options
 def command(directory: Path, to: str, keep: int | None, settle: str, compression: str, **where: Any) -> None:
     """Watch the kubelet's checkpoint directory and push each archive to HOST/REPO:POD_NAMESPACE-CONTAINER-TIME.
@@ -46,7 +47,9 @@ def command(directory: Path, to: str, keep: int | None, settle: str, compression
     """
     from cryoci import durations
     from cryoci.cli.signals import unwinding
-    from cryoci.uses import agent
+    from cryoci.uses import agent, metrics
+
+    address = where.pop("metrics")
 
     options = agent.Options(
         directory,
@@ -57,4 +60,6 @@ def command(directory: Path, to: str, keep: int | None, settle: str, compression
         registry=output.options(**where),
     )
     with unwinding():
-        agent.Agent(options, click.echo).run()
+        made = agent.Agent(options, click.echo)
+        with metrics.serving(address, made.metrics):
+            made.run()

@@ -64,6 +64,7 @@ def command() -> None:
 )
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@output.metrics_option
 @app_options.hooks("pre-checkpoint", "post-restore")
 @criu_options.for_dump
 @output.registry_options
@@ -76,8 +77,9 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
     from cryoci import durations
     from cryoci.cli.signals import unwinding
     from cryoci.shim.engines.options import DumpOptions
-    from cryoci.uses import guard, stdio
+    from cryoci.uses import guard, metrics, stdio
 
+    address = rest.pop("metrics")
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
     root = rest.pop("runtime_root")
@@ -93,7 +95,9 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
         registry=output.options(**rest),
     )
     with unwinding(), stdio.own() as say:
-        guard.Guard(container, options, say).run()
+        made = guard.Guard(container, options, say)
+        with metrics.serving(address, made.metrics):
+            made.run()
 
 
 @command.command("status")

@@ -64,17 +64,34 @@ def _plain(value: Any) -> Any:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: of full width when piped, so that no script ever gets a shortened digest."""
     from rich.console import Console
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=10_000, highlight=False)
+    console.print(_grid(columns, rows))
+
+
+@contextmanager
+def live() -> Iterator[Callable[[Sequence[str], Sequence[Sequence[str]]], None]]:
+    """A table on the terminal that is drawn anew; yields what draws it. Ctrl-C ends the block quietly."""
+    from rich.live import Live
+
+    with Live(auto_refresh=False, screen=True) as screen:
+        try:
+            yield lambda columns, rows: screen.update(_grid(columns, rows), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(width=10_000, highlight=False)
     grid = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for column in columns:
         grid.add_column(column, no_wrap=not sys.stdout.isatty(), overflow="fold")
     for row in rows:
         # names come out of images: no markup, no control characters may reach the terminal
         grid.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(grid)
+    return grid
 
 
 def pairs(items: Sequence[tuple[str, str]]) -> None:
@@ -168,6 +185,9 @@ def options(
     return RegistryOptions(plain_http, tls_verify, ca_file, authfile)
 
 
+metrics_option = click.option(
+    "--metrics", metavar="ADDRESS:PORT", help="Serve numbers for Prometheus at http://ADDRESS:PORT/metrics."
+)
 quiet_option = click.option(
     "-q", "--quiet", is_flag=True, help="Print only the digest or path, and no progress."
 )

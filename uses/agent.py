@@ -24,6 +24,7 @@ from cryoci.ociimage.manifest import rfc3339
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import paths
 from cryoci.uses import kubelet_archive
+from cryoci.uses.metrics import Metric
 
 VERSION = 1
 _RETRY, _LONGEST_RETRY = 10.0, 600.0  # seconds
@@ -76,6 +77,20 @@ class Agent:
         self._file = Path(paths.environment("CRYOCI_LIB", "/var/lib/cryoci")) / "agent" / "state.json"
         self.state = self._load()
         self._seen: dict[str, tuple[list[int], float]] = {}
+
+    def metrics(self) -> list[Metric]:
+        """Numbers for Prometheus."""
+        known = list(self.state.archives.values())
+        waiting = [one for one in known if not one.digest]
+        size = sum(one.stamp[2] for one in known)
+        return [
+            Metric("cryoci_agent_archives", "gauge", "Archives on this node that are pushed.",
+                   [({}, len(known) - len(waiting))]),
+            Metric("cryoci_agent_failing", "gauge", "Archives that could not be pushed yet.", [({}, len(waiting))]),
+            Metric("cryoci_agent_bytes", "gauge", "Bytes of known archives on this node.", [({}, size)]),
+            Metric("cryoci_agent_pushed_timestamp_seconds", "gauge", "When the last archive was pushed.",
+                   [({}, max((one.pushed for one in known), default=0.0))]),
+        ]  # fmt: skip
 
     def run(self) -> None:
         """Look and work until a signal ends this process. Raises NotFoundError without the directory."""

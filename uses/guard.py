@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cryoci.command import run
 from cryoci.errors import ConflictError, CryociError, HookError, ImageError, NotFoundError, RestoreError
@@ -28,6 +29,7 @@ from cryoci.shim.engines.options import DumpOptions, Restored, RestoreOptions
 from cryoci.shim.engines.restore import restore
 from cryoci.uses import guard_end, guard_places, guard_state
 from cryoci.uses.guard_state import Kept, Recovery, State
+from cryoci.uses.metrics import Metric
 
 _ATTEMPTS = 3
 _END_SECONDS = 60.0
@@ -68,6 +70,34 @@ class Guard:
                 hint=f"see `cryoci guard status`; end it by `cryoci guard stop {name}`",
             )
         self.state = known or State(name, "", options.root, options.to, options.every, options.keep)
+
+    def metrics(self) -> list[Metric]:
+        """Numbers for Prometheus."""
+        state, labels = self.state, {"container": self.state.name}
+        newest = max(state.kept, key=lambda kept: kept.number, default=None)
+
+        def one(name: str, kind: Literal["gauge", "counter"], text: str, value: float) -> Metric:
+            return Metric(f"cryoci_guard_{name}", kind, text, [(labels, value)])
+
+        found = [
+            one("checkpoints_total", "counter", "Checkpoints taken.", state.taken),
+            one("failures_total", "counter", "Checkpoints that failed.", state.failed),
+            one("recoveries_total", "counter", "Restores after a crash.", len(state.recoveries)),
+            one("lost_seconds_total", "counter", "Work lost in crashes.", state.lost),
+            one("kept", "gauge", "Checkpoints kept.", len(state.kept)),
+        ]
+        if newest is not None:
+            found += [
+                one(
+                    "newest_timestamp_seconds",
+                    "gauge",
+                    "When the newest checkpoint was taken.",
+                    newest.taken,
+                ),
+                one("pause_seconds", "gauge", "Pause of the newest checkpoint.", newest.pause),
+                one("size_bytes", "gauge", "Size of the newest checkpoint.", newest.size),
+            ]
+        return found
 
     def run(self) -> State:
         """Guard until the container has ended by somebody's will. Raises RestoreError when all is lost."""

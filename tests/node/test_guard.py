@@ -79,6 +79,12 @@ def test_a_crash_costs_seconds(site: Site) -> None:
         first = until(site.a, subject.name, lambda s: s["taken"] >= 3)
         assert len(first["kept"]) == 2 and first["alive"] and first["phase"] == "watching"
         crashed = subject.wait(before["count"] + 5)
+        line = next(
+            one
+            for one in json.loads(site.a.run(["cryoci", "top", "--json"]).stdout)
+            if one["name"] == subject.name
+        )
+        assert line["guard"] == "watching" and line["host"] > 0 and line["until"] < 3
         kill(subject)
         after = recovered(site.a, subject.name, 1)
         recovery = after["recoveries"][0]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci top: a live table of containers, memory and checkpoints."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from cryoci.cli import output
+
+_COLUMNS = (
+    "NAME",
+    "STATE",
+    "ENGINE",
+    "GPU MEMORY",
+    "HOST MEMORY",
+    "GPUS",
+    "GUARD",
+    "CHECKPOINT",
+    "NEXT",
+    "CRASHES",
+)
+
+
+@click.command("top", short_help="Watch containers, what they hold, and their checkpoints.")
+@click.option("--every", default="2s", show_default=True, metavar="TIME", help="Time between two looks.")
+@click.option("--once", is_flag=True, help="Print one table and end; so does a stdout that is no terminal.")
+@output.json_option
+def command(every: str, once: bool, as_json: bool) -> None:
+    """Show the containers that run or are parked: memory on GPUs and host, newest and next checkpoint of guards.
+
+    \b
+    Examples:
+      cryoci top
+      cryoci top --once --json
+    """
+    from cryoci import durations
+    from cryoci.uses import top
+
+    period = durations.parse(every)
+    if as_json:
+        output.emit_json(top.lines())
+    elif once or not sys.stdout.isatty():
+        output.table(_COLUMNS, [_cells(line) for line in top.lines()])
+    else:
+        with output.live() as show:
+            while True:
+                show(_COLUMNS, [_cells(line) for line in top.lines()])
+                time.sleep(period)
+
+
+def _cells(line: object) -> tuple[str, ...]:
+    from cryoci.uses.top import Line
+
+    assert isinstance(line, Line)
+    return (
+        line.name,
+        line.state,
+        line.engine,
+        output.size(line.vram),
+        output.size(line.host),
+        ", ".join(line.gpus),
+        line.guard,
+        f"{output.seconds(line.since)} ago" if line.since is not None else "",
+        f"in {output.seconds(line.until)}" if line.until is not None else "",
+        str(line.crashes) if line.guard else "",
+    )
