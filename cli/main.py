@@ -27,6 +27,8 @@ VERBS = {
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
     "bake": "Start a container, wait until it is ready, and make a checkpoint image of it.",
     "warm": "Fetch images and their base images, so that a restore needs no registry.",
+    "swap": "Park one container and unpark another.",
+    "share": "Let containers take turns on a GPU: requests bring in who is parked.",
     "top": "Watch containers, what they hold, and their checkpoints.",
     "guard": "Checkpoint a container at intervals, and restore it after a crash.",
     "agent": "Push the checkpoints that this node's kubelet makes.",

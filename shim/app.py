@@ -182,7 +182,7 @@ def execute(container: Container, argv: tuple[str, ...], timeout: float) -> str:
         listener.join(0.5)  # what it left in the background may hold the pipe
         pid_file.unlink(missing_ok=True)
         if adopted is not None:
-            adopted.remove()
+            adopted.disown()
     if status == 0:
         return ""
     return bytes(said).decode(errors="replace").strip() or f"it ended with status {status}"

@@ -123,6 +123,15 @@ class Record:
             return None
         return self.log(verb)
 
+    def disown(self) -> None:
+        """Undo `save`, and nothing else: a container that is only borrowed keeps its journals. Never raises."""
+        for name in ("runtime", "criu.conf", "record.json"):
+            state.unlink(f"{self.directory}/{name}")
+        try:
+            posix.rmdir(self.directory)
+        except OSError:
+            pass
+
     def remove(self) -> None:
         """Remove the record; logs stay, of the last 32 containers that are gone. Idempotent, never raises."""
         remove(self.directory)

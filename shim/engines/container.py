@@ -73,7 +73,7 @@ class Container:
             result = whole(argv)
         finally:
             if adopted is not None:
-                adopted.remove()
+                adopted.disown()
         if check and result.returncode != 0:
             raise ToolError(describe(argv, result))
         return result
@@ -113,7 +113,7 @@ def runtime_argv(root: str | None, verb: str, *words: str) -> list[str]:
 def adopt(container: Container) -> record.Record | None:
     """Tell cryoci-runtime which runtime made a container that was not created through it.
 
-    Returns the temporary record (to be removed after the call), None when the container has its own.
+    Returns the temporary record (to be disowned after the call), None when the container has its own.
     """
     known = record.Record(container.root, container.id)
     if known.exists:

@@ -71,7 +71,16 @@ def _row(known: dict[str, Any], used: dict[int, dict[str, int]]) -> Row | None:
 def _containers() -> Iterator[dict[str, Any]]:
     seen = set()
     if podman.installed():
-        listed = run(["podman", "ps", "--format=json", "--no-trunc"])
+        listed = run(
+            [
+                "podman",
+                "ps",
+                "--filter=status=running",
+                "--filter=status=paused",
+                "--format=json",
+                "--no-trunc",
+            ]
+        )
         for one in json.loads(listed.stdout or b"[]"):
             seen.add(one["Id"])
             yield {

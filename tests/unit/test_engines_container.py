@@ -152,3 +152,12 @@ def test_bare_find_without_a_bundle(live: LiveRuntime) -> None:
     (live.bundle / "config.json").unlink()
     with pytest.raises(NotFoundError, match="bundle of container web is gone"):
         bare.find("web", None)
+
+
+def test_a_borrowed_container_keeps_its_journal(live: LiveRuntime) -> None:
+    """What a plain runtime has made gets a record for each call; a journal of cryoci's own stays in between."""
+    journal = Path(Record(None, "web").directory) / "gpu.json"
+    journal.parent.mkdir(parents=True)
+    journal.write_text("{}")
+    assert live.container().status == "running"
+    assert journal.read_text() == "{}" and not Record(None, "web").exists

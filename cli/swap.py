@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci swap: one container out of the GPU, another one in."""
+
+from __future__ import annotations
+
+import click
+
+from cryoci.cli import output
+
+
+@click.command("swap", short_help="Park one container and unpark another.")
+@click.argument("out", metavar="RUNNING")
+@click.argument("into", metavar="PARKED")
+@click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@output.json_option
+@output.quiet_option
+def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet: bool) -> None:
+    """Park RUNNING, then unpark PARKED in its place. If that fails, RUNNING is unparked again.
+
+    \b
+    Examples:
+      cryoci swap llama mistral
+    """
+    from cryoci.cli.signals import unwinding
+    from cryoci.shim import engines
+    from cryoci.uses import swap
+
+    first, second = (engines.find(name, root=runtime_root) for name in (out, into))
+    with unwinding():
+        done = swap.swap(first, second)
+    if as_json:
+        output.emit_json(list(done))
+    else:
+        for one in done:
+            output.parked(one, as_json=False, quiet=quiet)

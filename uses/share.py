@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cryoci share`: several containers, of which only some run at a time; clients see all of them.
+
+    client -> proxy -> [is it parked? another one is parked, it is unparked] -> container
+
+A client's bytes are held until its container runs; nothing is refused. A container that is parked while it owes an
+answer is unparked again in its turn, for its connections stay open all the while. All of this is one event loop; what
+blocks (park, unpark, connect) is done by threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cryoci.errors import ConflictError, CryociError, SpaceError
+from cryoci.shim.engines import overview
+from cryoci.uses.metrics import Metric
+from cryoci.uses.share_member import Member
+
+_CHUNK = 1 << 16
+_CONFLICT_SECONDS = 60.0
+_FIRST = 0.1  # seconds for a client's first bytes
+_GRACE = 0.2  # seconds in which those who waited for a member can get their bytes to it
+_LOOK = 0.05  # seconds between two looks at who is idle, while somebody waits
+
+
+@dataclass(frozen=True)
+class Options:
+    """`active` members run at most. Times in seconds.
+
+    One that is in use keeps its place from others for `patience`; one that nobody has used for `idle` is parked
+    anyway (None: never).
+    """
+
+    active: int = 1
+    policy: Literal["lru", "priority"] = "lru"
+    idle: float | None = None
+    patience: float = 2.0
+
+
+class Share:
+    """The daemon; `say` gets one line about each thing that happened."""
+
+    def __init__(self, members: Sequence[Member], options: Options, say: Callable[[str], None]) -> None:
+        self.members = list(members)
+        self._options = options
+        self._say = say
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; containers stay as they are then. Raises ConflictError, NotFoundError."""
+        await self._begin()
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with contextlib.AsyncExitStack() as stack:
+            for member in self.members:
+                await stack.enter_async_context(await self._listen(member))
+                self._say(f"{member.name}: {member.host}:{member.port} -> {member.inner}")
+            scheduler = asyncio.create_task(self._schedule())
+            stopped = asyncio.create_task(stop.wait())
+            done, _ = await asyncio.wait({scheduler, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (scheduler, *self._tasks):
+                task.cancel()
+            await asyncio.gather(scheduler, *self._tasks, return_exceptions=True)
+            if scheduler in done:
+                scheduler.result()
+        self._say("ended; members stay as they are: `cryoci unpark NAME` brings one back")
+
+    async def _begin(self) -> None:
+        """See which members run; park those that are too many."""
+        for member in self.members:
+            await asyncio.to_thread(lambda m=member: m.container().must_run())  # type: ignore[misc]
+        rows = {row.name: row.state for row in await asyncio.to_thread(overview.rows)}
+        for member in self.members:
+            if rows.get(member.name) == "paused":
+                raise ConflictError(
+                    f"container {member.name} is paused by somebody else",
+                    hint="let it run, or park it by cryoci",
+                )
+            member.active = rows.get(member.name) == "running"
+            if member.active:
+                member.ready.set()
+        for member in [one for one in self.members if one.active][self._options.active :]:
+            await self._park(member)
+
+    async def _listen(self, member: Member) -> asyncio.Server:
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._serve(member, reader, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        try:
+            return await asyncio.start_server(connected, member.host, member.port)
+        except OSError as e:
+            raise ConflictError(
+                f"cannot listen on {member.host}:{member.port} for {member.name}: {e.strerror}",
+                hint="another program has that port: give the member another one",
+            ) from e
+
+    # clients
+
+    async def _serve(
+        self, member: Member, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """One client's connection, from its first byte to its end."""
+        key = id(writer)
+        member.connections.add(key)
+        inner: asyncio.StreamWriter | None = None
+        try:
+            first = await _first(reader)
+            if first is None:
+                return
+            if first:
+                member.waiting.add(key)
+            if not await self._need(member):
+                return
+            made = await asyncio.to_thread(member.connect)
+            answers, inner = await asyncio.open_connection(sock=made)
+            member.served += 1
+            back = asyncio.create_task(self._answers(member, key, answers, writer))
+            try:
+                inner.write(first)
+                await self._questions(member, key, reader, inner)
+                await back
+            finally:
+                back.cancel()
+        except (OSError, CryociError) as e:
+            self._say(f"{member.name}: a connection ended: {e.message if isinstance(e, CryociError) else e}")
+        finally:
+            member.connections.discard(key)
+            member.waiting.discard(key)
+            self._changed.set()
+            for end in (inner, writer):
+                if end is not None:
+                    end.close()
+
+    async def _questions(
+        self, member: Member, key: int, reader: asyncio.StreamReader, inner: asyncio.StreamWriter
+    ) -> None:
+        while data := await reader.read(_CHUNK):
+            member.waiting.add(key)
+            if not await self._need(member):
+                return
+            inner.write(data)
+            await inner.drain()
+        _end(inner)
+
+    async def _answers(
+        self, member: Member, key: int, answers: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while data := await answers.read(_CHUNK):
+            member.touch()
+            member.waiting.discard(key)
+            self._changed.set()
+            writer.write(data)
+            await writer.drain()
+        _end(writer)
+
+    async def _need(self, member: Member) -> bool:
+        """Wait until the member runs; False when it cannot be brought back."""
+        member.touch()
+        before = member.failures
+        while not member.active:  # it may be parked again before this task has its turn
+            if member.failures != before:
+                return False
+            member.wanted = member.wanted or time.monotonic()
+            self._changed.set()
+            await member.ready.wait()
+        return True
+
+    # who runs
+
+    async def _schedule(self) -> None:
+        """Bring in who is wanted, longest first; bring out who is not used."""
+        while True:
+            waiting = sorted((m for m in self.members if m.wanted and not m.active), key=lambda m: m.wanted)
+            for member in self.members:  # parked while it owed answers: it gets its turn
+                if not member.active and member.busy and not member.wanted:
+                    member.wanted = time.monotonic()
+                    waiting.append(member)
+            if waiting and await self._bring_in(waiting[0]):
+                continue
+            if not waiting:
+                await self._rest()
+            timeout = _LOOK if waiting else self._next_rest()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout)
+            self._changed.clear()
+
+    async def _bring_in(self, member: Member) -> bool:
+        """Activate `member`, parking others for it; False when it must wait yet."""
+        while sum(one.active for one in self.members) >= self._options.active:
+            victim = self._victim(member)
+            if victim is None:
+                return False
+            await self._park(victim)
+        began = time.monotonic()
+        while True:
+            try:
+                await asyncio.to_thread(member.unpark)
+                break
+            except SpaceError as e:
+                victim = self._victim(member)
+                if victim is None and any(one.active for one in self.members):
+                    return False  # somebody will be done, or has had the place for long enough
+                if victim is None:
+                    return self._failed(member, e.message)
+                await self._park(victim)
+            except (CryociError, OSError) as e:
+                if not isinstance(e, ConflictError) or time.monotonic() - began > _CONFLICT_SECONDS:
+                    return self._failed(member, e.message if isinstance(e, CryociError) else str(e))
+                await asyncio.sleep(_LOOK)  # a checkpoint of it is under way
+        now = time.monotonic()
+        member.seconds, waited = now - began, now - member.wanted
+        member.active, member.since, member.wanted, member.problem = True, now, 0.0, ""
+        member.swaps += 1
+        member.ready.set()
+        self._say(
+            f"{member.name} runs: unparked in {member.seconds:.3f} s, its clients waited {waited:.3f} s"
+        )
+        return True
+
+    def _failed(self, member: Member, why: str) -> bool:
+        """Let its clients go: they are told by a closed connection, and the next one is tried anew."""
+        member.failures += 1
+        member.problem, member.wanted = why, 0.0
+        member.waiting.clear()
+        member.ready.set()
+        member.ready.clear()  # those who wait were woken already
+        self._say(f"{member.name} cannot be brought back: {why}")
+        return True
+
+    def _victim(self, member: Member) -> Member | None:
+        """Who is parked for `member`; None: wait.
+
+        One that is used keeps its place for as long as `patience`, for a swap costs more than an answer; then it
+        is parked between two answers, or in the middle of one when `member` has waited for as long too.
+        """
+        now, patience = time.monotonic(), self._options.patience
+        patient = now - member.wanted < patience
+        free = []
+        for one in self.members:
+            if not one.active or one is member or now - one.since < _GRACE:
+                continue
+            had_its_time = now - one.since >= patience
+            if (had_its_time and not patient) if one.busy else (had_its_time or now - one.used >= _GRACE):
+                free.append(one)
+        if self._options.policy == "priority":
+            return max(free, key=lambda one: (not one.busy, one.rank), default=None)
+        return min(free, key=lambda one: (one.busy, one.used), default=None)
+
+    async def _park(self, member: Member) -> None:
+        member.active = False
+        member.ready.clear()
+        began = time.monotonic()
+        try:
+            await asyncio.to_thread(member.park)
+        except (CryociError, OSError) as e:
+            member.active = True  # it runs on, as parking promises
+            member.ready.set()
+            member.failures += 1
+            member.used = time.monotonic()  # somebody else is next
+            member.problem = e.message if isinstance(e, CryociError) else str(e)
+            self._say(f"{member.name} cannot be parked: {member.problem}")
+            await asyncio.sleep(1)
+            return
+        self._say(f"{member.name} is parked, in {time.monotonic() - began:.3f} s")
+
+    async def _rest(self) -> None:
+        """Park who has not been used for long."""
+        if self._options.idle is None:
+            return
+        for member in self.members:
+            last = max(member.used, member.since)
+            if member.active and not member.busy and time.monotonic() - last >= self._options.idle:
+                await self._park(member)
+
+    def _next_rest(self) -> float | None:
+        """Seconds until somebody may have to rest; None when nobody ever has."""
+        if self._options.idle is None or not any(one.active for one in self.members):
+            return None
+        lasts = [max(one.used, one.since) for one in self.members if one.active and not one.busy]
+        return max(_LOOK, min(lasts, default=time.monotonic()) + self._options.idle - time.monotonic())
+
+    def metrics(self) -> list[Metric]:
+        """Numbers for Prometheus."""
+
+        def each(
+            name: str, kind: Literal["gauge", "counter"], text: str, value: Callable[[Member], float]
+        ) -> Metric:
+            return Metric(
+                f"cryoci_share_{name}", kind, text, [({"member": m.name}, value(m)) for m in self.members]
+            )
+
+        return [
+            each("active", "gauge", "1 while the member runs.", lambda m: float(m.active)),
+            each("connections", "gauge", "Open connections.", lambda m: len(m.connections)),
+            each("waiting", "gauge", "Connections to which an answer is owed.", lambda m: len(m.waiting)),
+            each("served_total", "counter", "Connections that reached the member.", lambda m: m.served),
+            each("swaps_total", "counter", "Times that the member was unparked.", lambda m: m.swaps),
+            each("failures_total", "counter", "Parks and unparks that failed.", lambda m: m.failures),
+            each("unpark_seconds", "gauge", "How long the last unpark took.", lambda m: m.seconds),
+        ]
+
+
+async def _first(reader: asyncio.StreamReader) -> bytes | None:
+    """A client's first bytes, b"" when it waits for the server to begin; None when it has left.
+
+    Servers count the time from a connection to its request, so they get both at once.
+    """
+    try:
+        return await asyncio.wait_for(reader.read(_CHUNK), _FIRST) or None
+    except TimeoutError:
+        return b""
+
+
+def _end(writer: asyncio.StreamWriter) -> None:
+    """Say that nothing more comes; the other side may be gone already."""
+    with contextlib.suppress(OSError):
+        if writer.can_write_eof():
+            writer.write_eof()

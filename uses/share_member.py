@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One container that shares a GPU (or a CPU) with others, and the connections that lead to it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+
+from cryoci.errors import UsageError
+from cryoci.shim import engines, netns
+from cryoci.shim.engines import gpu
+from cryoci.shim.engines.container import Container
+
+_WORDS = re.compile(r"(?P<name>[^=]+)=(?:(?P<host>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d+):(?P<inner>\d+)")
+_CONNECT_SECONDS = 10.0
+
+
+@dataclass
+class Member:
+    """A container and where its clients come in: `host`:`port` on the node leads to `inner` in the container.
+
+    `rank` is its place on the command line, first 0. `active`: it runs, as far as this daemon knows. Times are
+    monotonic; `wanted` is since when somebody waits for it, 0 when nobody does. Of its `connections`, those in
+    `waiting` have asked last: an answer is owed to them.
+    """
+
+    name: str
+    host: str
+    port: int
+    inner: int
+    rank: int = 0
+    active: bool = False
+    used: float = 0.0
+    since: float = 0.0
+    wanted: float = 0.0
+    swaps: int = 0
+    failures: int = 0
+    served: int = 0
+    seconds: float = 0.0
+    connections: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    problem: str = ""
+    lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # the runtime is asked for one thing at a time
+
+    @property
+    def busy(self) -> bool:
+        """Is an answer owed to a client?"""
+        return bool(self.waiting)
+
+    def container(self) -> Container:
+        """The container as it is now. Raises NotFoundError."""
+        return engines.find(self.name)
+
+    def park(self) -> None:
+        """Bring it out (blocking). Raises what parking raises."""
+        with self.lock:
+            gpu.park(self.container())
+
+    def unpark(self) -> None:
+        """Bring it back (blocking). Raises SpaceError while there is no room for it, and what unparking raises."""
+        with self.lock:
+            gpu.unpark(self.container())
+
+    def connect(self) -> socket.socket:
+        """A connection to the container's port on its own loopback (blocking). Raises OSError, NotFoundError."""
+        with self.lock:
+            pid = int(self.container().state()["pid"])
+        made: list[socket.socket] = []
+        failed: list[OSError] = []
+
+        def enter() -> None:
+            try:
+                netns.enter(pid)  # this thread alone, and for good
+                made.append(socket.create_connection(("127.0.0.1", self.inner), _CONNECT_SECONDS))
+            except OSError as e:
+                failed.append(e)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+        made[0].setblocking(False)
+        return made[0]
+
+    def touch(self) -> None:
+        """It was used now."""
+        self.used = time.monotonic()
+
+
+def parse(words: tuple[str, ...]) -> list[Member]:
+    """Members of `NAME=[ADDRESS:]PORT:CONTAINERPORT`. Raises UsageError."""
+    found: list[Member] = []
+    for rank, word in enumerate(words):
+        matched = _WORDS.fullmatch(word)
+        ports = [int(matched[key]) for key in ("port", "inner")] if matched else [0]
+        if matched is None or not all(0 < port < 65536 for port in ports):
+            raise UsageError(
+                f"{word[:200]!r} is no member", hint="write NAME=PORT:CONTAINERPORT, such as llama=8001:8000"
+            )
+        host = (matched["host"] or "127.0.0.1").strip("[]")
+        found.append(Member(matched["name"], host, ports[0], ports[1], rank))
+    for key in ("name", "port"):
+        values = [getattr(one, key) for one in found]
+        if len(set(values)) != len(values):
+            raise UsageError(f"two members have the same {key}", hint="each has its own")
+    if len(found) < 1:
+        raise UsageError("there are no members", hint="--member NAME=PORT:CONTAINERPORT, repeatable")
+    return found
