@@ -14,6 +14,7 @@ from cryoci.errors import UsageError
 from cryoci.shim import engines, netns
 from cryoci.shim.engines import gpu
 from cryoci.shim.engines.container import Container
+from cryoci.uses.guard_state import start_time
 
 _WORDS = re.compile(r"(?P<name>[^=]+)=(?:(?P<host>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d+):(?P<inner>\d+)")
 _CONNECT_SECONDS = 10.0
@@ -23,9 +24,9 @@ _CONNECT_SECONDS = 10.0
 class Member:
     """A container and where its clients come in: `host`:`port` on the node leads to `inner` in the container.
 
-    `rank` is its place on the command line, first 0. `active`: it runs, as far as this daemon knows. Times are
-    monotonic; `wanted` is since when somebody waits for it, 0 when nobody does. Of its `connections`, those in
-    `waiting` have asked last: an answer is owed to them.
+    `known` is its container, of first process `pid`; `rank` its place on the command line, first 0. `active`: it
+    runs, as far as this daemon knows. `wanted` is since when somebody waits for it, 0 when nobody does. Of its
+    `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic.
     """
 
     name: str
@@ -45,6 +46,9 @@ class Member:
     waiting: set[int] = field(default_factory=set)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     problem: str = ""
+    known: Container | None = None
+    pid: int = 0
+    started: int = 0
     lock: threading.Lock = field(
         default_factory=threading.Lock
     )  # the runtime is asked for one thing at a time
@@ -55,8 +59,12 @@ class Member:
         return bool(self.waiting)
 
     def container(self) -> Container:
-        """The container as it is now. Raises NotFoundError."""
-        return engines.find(self.name)
+        """The container, looked up anew when its first process is another one. Raises NotFoundError."""
+        if self.known is None or start_time(self.pid) != self.started:
+            found = engines.find(self.name)  # an engine takes half a second for this
+            self.pid = int(found.state().get("pid", 0))
+            self.known, self.started = found, start_time(self.pid)
+        return self.known
 
     def park(self) -> None:
         """Bring it out (blocking). Raises what parking raises."""
@@ -71,7 +79,8 @@ class Member:
     def connect(self) -> socket.socket:
         """A connection to the container's port on its own loopback (blocking). Raises OSError, NotFoundError."""
         with self.lock:
-            pid = int(self.container().state()["pid"])
+            self.container()
+            pid = self.pid
         made: list[socket.socket] = []
         failed: list[OSError] = []
 

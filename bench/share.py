@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""How long a client waits for a parked server, against a cold start of it; and a soak of the daemon.
+
+    python -m bench.share [--rounds 500]          in a fresh test node (root)
+
+Two servers that must compute their model before they listen share one place (`cryoci share`). Requests go to one and
+the other in turn, so each brings one in and the other out. Prints a markdown table of the first answer's time, and
+what the daemon holds (memory, descriptors, threads) as the rounds go by. Every answer is compared with the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import time
+import urllib.request
+
+from tests.nodes import workload
+from tests.nodes.cluster import Cluster
+from tests.nodes.namespace import NamespaceNode
+
+SERVER = """
+import hashlib, http.server, os
+model = hashlib.pbkdf2_hmac("sha256", b"model", b"salt", 8_000_000)
+boot = os.urandom(8).hex()
+class Model(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{model.hex()} {boot}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("", 8000), Model).serve_forever()
+"""
+
+
+def ask(node: NamespaceNode, port: int) -> tuple[str, float]:
+    """The answer of a member, and the seconds that it took."""
+    began = time.monotonic()
+    with urllib.request.urlopen(f"http://{node.address}:{port}/", timeout=60) as answer:
+        return answer.read().decode(), time.monotonic() - began
+
+
+def holds(node: NamespaceNode, pid: int) -> tuple[int, int, int]:
+    """MiB of memory, descriptors and threads of a process of the node."""
+    status = node.read(f"/proc/{pid}/status").decode()
+    field = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if ":" in line}
+    return int(field["VmRSS"]) >> 10, len(node.sh(f"ls /proc/{pid}/fd").split()), int(field["Threads"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=500)
+    options = parser.parse_args()
+    with Cluster(tag="bench") as cluster:
+        node = cluster.start("node")
+        workload.load(node)
+        cold = []
+        for name, port in (("one", 9001), ("two", 9002)):
+            began = time.monotonic()
+            node.run([
+                "podman", "run", "--detach", "--quiet", f"--name={name}", f"--publish={port + 100}:8000",
+                workload.IMAGE, "python3", "-u", "-c", SERVER,
+            ])  # fmt: skip
+            while True:
+                try:
+                    ask(node, port + 100)
+                    break
+                except OSError:
+                    time.sleep(0.01)
+            cold.append(time.monotonic() - began)
+        daemon = node.popen(
+            ["cryoci", "share", "--member", "one=0.0.0.0:9001:8000", "--member", "two=0.0.0.0:9002:8000"],
+            stdout=subprocess.DEVNULL,
+        )
+        while ":9002 " not in node.sh("ss -Hltn"):
+            time.sleep(0.1)
+        pid = int(node.sh("pgrep -f '/cryoci share'").split()[0])
+        first = {port: ask(node, port)[0] for port in (9001, 9002)}
+        waits, table = [], []
+        for number in range(options.rounds):
+            for port in (9001, 9002):
+                answer, wait = ask(node, port)
+                if answer != first[port]:
+                    raise SystemExit(f"round {number}: another answer")
+                waits.append(wait)
+            if number % max(1, options.rounds // 5) == 0 or number == options.rounds - 1:
+                table.append((number + 1, *holds(node, pid)))
+        daemon.kill()
+        daemon.wait()
+        waits.sort()
+        print(
+            f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores, "
+            f"load {os.getloadavg()[0]:.1f}\n"
+        )
+        print("| first answer | s |\n|---|---:|")
+        print(f"| cold start, median of 2 | {statistics.median(cold):.2f} |")
+        print(f"| brought in, median of {len(waits)} | **{statistics.median(waits):.3f}** |")
+        print(f"| brought in, 95th percentile | {waits[len(waits) * 95 // 100]:.3f} |")
+        print(f"| brought in, longest | {waits[-1]:.3f} |")
+        print("\n| after round | memory, MiB | descriptors | threads |\n|---:|---:|---:|---:|")
+        for row in table:
+            print("| " + " | ".join(map(str, row)) + " |")
+
+
+if __name__ == "__main__":
+    main()
