@@ -17,7 +17,6 @@ import platform
 import statistics
 import subprocess
 import time
-import urllib.request
 
 from tests.nodes import workload
 from tests.nodes.cluster import Cluster
@@ -40,11 +39,34 @@ http.server.ThreadingHTTPServer(("", 8000), Model).serve_forever()
 """
 
 
-def ask(node: NamespaceNode, port: int) -> tuple[str, float]:
-    """The answer of a member, and the seconds that it took."""
+# Runs inside the node: for each port that it reads, the answer and the seconds that it took.
+CLIENT = """
+import sys, time, urllib.request
+for line in sys.stdin:
     began = time.monotonic()
-    with urllib.request.urlopen(f"http://{node.address}:{port}/", timeout=60) as answer:
-        return answer.read().decode(), time.monotonic() - began
+    try:
+        said = urllib.request.urlopen(f"http://127.0.0.1:{line.strip()}/", timeout=60).read().decode()
+    except OSError:
+        said = ""
+    print(time.monotonic() - began, said, flush=True)
+"""
+
+
+class Client:
+    """A client on `node`."""
+
+    def __init__(self, node: NamespaceNode) -> None:
+        self._process = node.popen(
+            ["python3", "-u", "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def ask(self, port: int) -> tuple[str, float]:
+        """The answer at a port, "" without one, and the seconds that it took."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f"{port}\n".encode())
+        self._process.stdin.flush()
+        seconds, _, said = self._process.stdout.readline().decode().strip().partition(" ")
+        return said, float(seconds)
 
 
 def holds(node: NamespaceNode, pid: int) -> tuple[int, int, int]:
@@ -61,32 +83,28 @@ def main() -> None:
     with Cluster(tag="bench") as cluster:
         node = cluster.start("node")
         workload.load(node)
-        cold = []
+        client, cold = Client(node), []
         for name, port in (("one", 9001), ("two", 9002)):
             began = time.monotonic()
             node.run([
-                "podman", "run", "--detach", "--quiet", f"--name={name}", f"--publish={port + 100}:8000",
-                workload.IMAGE, "python3", "-u", "-c", SERVER,
+                "podman", "run", "--detach", "--quiet", "--network=host", f"--name={name}", workload.IMAGE,
+                "python3", "-u", "-c", SERVER.replace("8000", str(port + 100)),
             ])  # fmt: skip
-            while True:
-                try:
-                    ask(node, port + 100)
-                    break
-                except OSError:
-                    time.sleep(0.01)
+            while not client.ask(port + 100)[0]:
+                time.sleep(0.01)
             cold.append(time.monotonic() - began)
         daemon = node.popen(
-            ["cryoci", "share", "--member", "one=0.0.0.0:9001:8000", "--member", "two=0.0.0.0:9002:8000"],
+            ["cryoci", "share", "--member", "one=9001:9101", "--member", "two=9002:9102"],
             stdout=subprocess.DEVNULL,
         )
         while ":9002 " not in node.sh("ss -Hltn"):
             time.sleep(0.1)
         pid = int(node.sh("pgrep -f '/cryoci share'").split()[0])
-        first = {port: ask(node, port)[0] for port in (9001, 9002)}
+        first = {port: client.ask(port)[0] for port in (9001, 9002)}
         waits, table = [], []
         for number in range(options.rounds):
             for port in (9001, 9002):
-                answer, wait = ask(node, port)
+                answer, wait = client.ask(port)
                 if answer != first[port]:
                     raise SystemExit(f"round {number}: another answer")
                 waits.append(wait)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is parked for whom; and a swap that fails."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryoci.errors import ConflictError, SpaceError, UsageError
+from cryoci.shim.engines import gpu
+from cryoci.shim.engines.container import Container
+from cryoci.uses import share, swap
+from cryoci.uses.share_member import Member, parse
+
+AGO = 100.0  # seconds: long enough for everything
+
+
+def members(*busy: str) -> list[Member]:
+    """a, b and c: a and b run and were brought in long ago, a was used last; c is wanted."""
+    found = parse(("a=9001:80", "b=9002:80", "c=9003:80"))
+    now = time.monotonic()
+    for member in found[:2]:
+        member.active, member.since, member.used = True, now - AGO, now - (10 if member.name == "a" else 20)
+        if member.name in busy:
+            member.waiting.add(1)
+    found[2].wanted = now
+    return found
+
+
+def victim(found: list[Member], **options: Any) -> str | None:
+    daemon = share.Share(found, share.Options(active=2, **options), print)
+    chosen = daemon._victim(found[2])
+    return chosen.name if chosen else None
+
+
+def test_the_least_recently_used_goes() -> None:
+    assert victim(members()) == "b"
+    assert victim(members("b")) == "a"  # an answer is owed by the other
+
+
+def test_the_last_in_line_goes() -> None:
+    found = members()
+    found[1].used = time.monotonic()
+    assert victim(found, policy="priority") == "b"
+    found[1].waiting.add(1)
+    assert victim(found, policy="priority") == "a"
+
+
+def test_nobody_is_parked_in_an_answer_before_patience_is_over() -> None:
+    found = members("a", "b")
+    assert victim(found, patience=5.0) is None
+    found[2].wanted = time.monotonic() - 6
+    assert victim(found, patience=5.0) == "b"
+
+
+def test_one_in_use_keeps_its_place_for_a_while() -> None:
+    found = members()
+    now = time.monotonic()
+    for member in found[:2]:
+        member.since, member.used = now - 1, now
+    assert victim(found, patience=5.0) is None
+    found[0].since = now - 6
+    assert victim(found, patience=5.0) == "a"
+    found[0].since = now  # just brought in: those who waited for it are to get their bytes through
+    found[0].used = now - AGO
+    assert victim(found, patience=5.0) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("web",), ("web=0:80",), ("web=1:99999",), ("a=1:1", "a=2:1"), ("a=1:1", "b=1:2"), ("=1:1",)],
+)
+def test_words_that_are_no_members(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        parse(words)
+
+
+def test_members_listen_where_they_are_told() -> None:
+    one, two, three = parse(("a=1:2", "b=0.0.0.0:3:4", "c=[::1]:5:6"))
+    assert [(m.host, m.port, m.inner) for m in (one, two, three)] == [
+        ("127.0.0.1", 1, 2), ("0.0.0.0", 3, 4), ("::1", 5, 6),
+    ]  # fmt: skip
+
+
+def container(name: str) -> Container:
+    return Container("runc", name, name, "/runc", None, Path("/b"), Path("/b/r"), None, {})
+
+
+def test_a_swap_that_fails_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def park(one: Container) -> gpu.Parked:
+        done.append(f"park {one.name}")
+        return gpu.Parked(one.name, "parked", 0, True)
+
+    def unpark(one: Container) -> gpu.Parked:
+        done.append(f"unpark {one.name}")
+        if one.name == "large":
+            raise SpaceError("its GPU has too little memory")
+        return gpu.Parked(one.name, "running", 0, True)
+
+    monkeypatch.setattr(gpu, "park", park)
+    monkeypatch.setattr(gpu, "unpark", unpark)
+    with pytest.raises(SpaceError):
+        swap.swap(container("small"), container("large"))
+    assert done == ["park small", "unpark large", "unpark small"]
+    with pytest.raises(ConflictError):
+        swap.swap(container("small"), container("small"))
