@@ -27,7 +27,6 @@ from cryoci.errors import (
     CheckpointError,
     ConflictError,
     CryociError,
-    HookError,
     PrivilegeError,
     SpaceError,
     ToolError,
@@ -36,7 +35,7 @@ from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import app, cgroup, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
-from cryoci.shim.engines import gpu, processes
+from cryoci.shim.engines import gpu, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
@@ -84,9 +83,9 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         _check_space(container, directory, options)
         was_paused = _was_paused(container, journal)
         if before.steps:
-            _check_awake(container, was_paused)
-            undo.callback(_wake, done, owed)
-            _timed(done, "pre-checkpoint hooks", lambda: _prepare(done, before))
+            wake.check_awake(container, was_paused)
+            undo.callback(wake.settle, container, owed, done.warnings)
+            _timed(done, "pre-checkpoint hooks", lambda: wake.prepare(container, before, done.warnings))
         held = _timed(done, "gpu", lambda: gpu.hold(container, "checkpoint", images=directory))
         if held is None:
             done.seconds.pop("gpu")
@@ -107,7 +106,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
             undo.pop_all()
             undo.callback(journal.unlink, missing_ok=True)
             if before.steps:
-                undo.callback(_wake, done, owed)
+                undo.callback(wake.settle, container, owed, done.warnings)
             undo.push(
                 lambda kind, error, trace: error is not None and _revive(container, directory, options)
             )
@@ -122,7 +121,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
             if held is not None:
                 _timed(done, "gpu restore", held.release)
             if after.steps and not was_paused:
-                _timed(done, "post-restore hooks", lambda: _wake(done, owed))
+                _timed(done, "post-restore hooks", lambda: wake.settle(container, owed, done.warnings))
         yield done
         undo.pop_all()  # it is stored: whatever fails from here on must not take it back
         try:
@@ -144,30 +143,6 @@ def _gpu_back(held: Hold, error: BaseException | None) -> bool:
             f"{error}; and then: {e.message}", hint="bring it back by `cryoci repair CONTAINER`"
         ) from error
     return False
-
-
-def _check_awake(container: Container, was_paused: bool) -> None:
-    if was_paused:
-        raise HookError(
-            f"container {container.name} is paused, so its pre-checkpoint hooks cannot run",
-            hint="let it run first, or skip them with --no-hooks",
-        )
-
-
-def _prepare(done: Checkpoint, before: app.Hooks) -> None:
-    """Have the application prepare itself, while it still runs."""
-    if done.container.status == "paused":  # by a cryoci that was killed
-        done.container.call("resume")
-    done.warnings += app.run(done.container, before)
-
-
-def _wake(done: Checkpoint, owed: list[app.Hooks]) -> None:
-    """Post-restore hooks, once, of a container that was never ended: it runs, so a failure is but told."""
-    try:
-        while owed:
-            done.warnings += app.run(done.container, owed.pop())
-    except CryociError as e:
-        done.warnings.append(e.message)
 
 
 def _moves_connections(options: DumpOptions) -> bool:

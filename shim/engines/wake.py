@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container that has just been restored gets before its restore counts as done: hostname and hooks."""
+"""App hooks around a checkpoint, and what a restored container gets before its restore counts as done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cryoci.errors import HookError
+from cryoci.errors import CryociError, HookError
 from cryoci.shim import app, inside
 from cryoci.shim.engines import bare as bare_containers
 from cryoci.shim.engines import podman as podman_containers
@@ -16,6 +16,31 @@ from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import Restored, RestoreOptions
 
 _PERIOD = 0.02  # seconds
+
+
+def check_awake(container: Container, was_paused: bool) -> None:
+    """Raise HookError when its user has paused the container: then nothing in it can run."""
+    if was_paused:
+        raise HookError(
+            f"container {container.name} is paused, so its pre-checkpoint hooks cannot run",
+            hint="let it run first, or skip them with --no-hooks",
+        )
+
+
+def prepare(container: Container, before: app.Hooks, warnings: list[str]) -> None:
+    """Have the application prepare itself, while it still runs. Raises HookError."""
+    if container.status == "paused":  # by a cryoci that was killed
+        container.call("resume")
+    warnings += app.run(container, before)
+
+
+def settle(container: Container, owed: list[app.Hooks], warnings: list[str]) -> None:
+    """Post-restore hooks, once, of a container that was never ended: it runs, so a failure is but told."""
+    try:
+        while owed:
+            warnings += app.run(container, owed.pop())
+    except CryociError as e:
+        warnings.append(e.message)
 
 
 def podman(made: Restored, spec: dict[str, Any], options: RestoreOptions) -> None:
