@@ -72,8 +72,12 @@ class Client:
 def holds(node: NamespaceNode, pid: int) -> tuple[int, int, int]:
     """MiB of memory, descriptors and threads of a process of the node."""
     status = node.read(f"/proc/{pid}/status").decode()
-    field = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if ":" in line}
-    return int(field["VmRSS"]) >> 10, len(node.sh(f"ls /proc/{pid}/fd").split()), int(field["Threads"])
+    field = dict(line.split(":\t", 1) for line in status.splitlines())
+    return (
+        int(field["VmRSS"].split()[0]) >> 10,
+        len(node.sh(f"ls /proc/{pid}/fd").split()),
+        int(field["Threads"]),
+    )
 
 
 def main() -> None:
