@@ -26,6 +26,8 @@ VERBS = {
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
     "rm": "Remove checkpoint images and free their space.",
+    "doctor": "Say what keeps checkpoints from working here.",
+    "explain": "Say why a dump or restore failed, from its log.",
 }
 
 _FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"
