@@ -26,6 +26,9 @@ VERBS = {
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
     "rm": "Remove checkpoint images and free their space.",
+    "install": "Tell this node's engines about cryoci-runtime.",
+    "uninstall": "Undo cryoci install, to the byte.",
+    "status": "Show which engines know cryoci-runtime.",
     "doctor": "Say what keeps checkpoints from working here.",
     "explain": "Say why a dump or restore failed, from its log.",
 }

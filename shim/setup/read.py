@@ -46,15 +46,15 @@ def table(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return config
 
 
-def drop_ins(facts: Facts, directory: str) -> list[str]:
-    """Drop-in files in the order in which engines read them."""
-    return [f"{directory}/{name}" for name in facts.names(directory) if name.endswith(".conf")]
+def drop_ins(facts: Facts, directory: str, suffix: str = ".conf") -> list[str]:
+    """Drop-in files in the order in which engines read them. CRI-O takes every name (OpenShift has 00-default)."""
+    return [f"{directory}/{name}" for name in facts.names(directory) if name.endswith(suffix)]
 
 
 def crio(facts: Facts) -> dict[str, Any]:
     """CRI-O's configuration. Raises ConfigError."""
     config = parse(facts, CRIO[0])
-    for path in drop_ins(facts, CRIO[1]):
+    for path in drop_ins(facts, CRIO[1], ""):
         config = merge(config, parse(facts, path))
     return config
 
@@ -69,10 +69,17 @@ def podman(facts: Facts) -> dict[str, Any]:
 
 
 def containerd(facts: Facts, path: str = CONTAINERD) -> dict[str, Any]:
-    """containerd's configuration, with its imports one level deep. Raises ConfigError."""
+    """containerd's configuration, with its imports one level deep. Raises ConfigError.
+
+    containerd 1 replaces a plugin's whole table by an import's, containerd 2 merges (server/config, mergeConfig).
+    """
     config = parse(facts, path)
     for imported in imports(facts, config):
-        config = merge(config, parse(facts, imported))
+        above = parse(facts, imported)
+        merged = merge(config, above)
+        if config.get("version", 1) < 3:
+            merged["plugins"] = {**table(config, "plugins"), **table(above, "plugins")}
+        config = merged
     return config
 
 
