@@ -127,11 +127,8 @@ def criu_files(facts: Facts) -> Check:
 def _config(facts: Facts, engine: str) -> dict[str, Any] | Check | None:
     """An engine's configuration, a failed check when it is broken, None when there is no such engine."""
     paths = {"crio": read.CRIO[0], "containerd": read.CONTAINERD, "podman": read.PODMAN[1]}
-    there = (
-        facts.program(engine)
-        or facts.exists(paths[engine])
-        or (engine == "crio" and facts.names(read.CRIO[1]))
-    )
+    drop_ins = {"crio": read.CRIO[1], "podman": read.PODMAN[1] + ".d"}.get(engine)
+    there = facts.program(engine) or facts.exists(paths[engine]) or (drop_ins and facts.names(drop_ins))
     if not there:
         return None
     try:

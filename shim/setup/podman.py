@@ -13,7 +13,9 @@ SUPPORTS_JSON = ["crun", "runc", "kata", "runsc", "youki", "krun"]
 
 
 def present(facts: Facts) -> bool:
-    return bool(facts.program("podman") or facts.exists(read.PODMAN[1]))
+    return bool(
+        facts.program("podman") or facts.exists(read.PODMAN[1]) or facts.names(read.PODMAN[1] + ".d")
+    )
 
 
 def plan(facts: Facts, runtime: str, base: Read) -> Plan:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,26 @@ def test_a_broken_containerd_configuration_is_not_touched(node: NamespaceNode) -
     result = node.run(["cryoci", "install", "--engine=containerd"], check=False)
     assert result.returncode == 1 and b"does not accept" in result.stderr, result.stderr
     assert node.sh(SUMS) == before
+
+
+def test_templates_are_taken_by_the_engines(node: NamespaceNode) -> None:
+    templates = Path(__file__).parents[2] / "crio-config"
+    main = node.read("/etc/containerd/config.toml").decode()
+    block = (templates / "containerd/config-v2.toml").read_text().replace("version = 2\n", "")
+    node.write("/etc/containerd/config.toml", main + block)
+    dump = node.run(["containerd", "config", "dump"]).stdout.decode()
+    assert "runtimes.cryoci.options]" in dump and 'pod_annotations = ["io.cryoci.*"' in dump
+    node.run(["rm", "/etc/containers/containers.conf.d/50-cryoci.conf"])
+    node.write(
+        "/etc/containers/containers.conf.d/99-cryoci.conf", (templates / "podman/99-cryoci.conf").read_text()
+    )
+    assert node.run(["podman", "--runtime=cryoci-runtime", "info"]).returncode == 0
+    for name in ("runc", "crun"):
+        options = (templates / f"criu/{name}.conf").read_text()
+        node.write("/tmp/criu.conf", options)
+        assert b"Looks good" in node.run(["criu", "--config", "/tmp/criu.conf", "check"]).stdout
+    # podman decodes manifests as Kubernetes does, and then goes as far as it can without a cluster
+    for manifest, goes in (("runtimeclass", b"RuntimeClass"), ("daemonset", b"pod cryoci-install-pod")):
+        node.write("/tmp/m.yaml", (templates / f"kubernetes/{manifest}.yaml").read_text())
+        said = node.run(["podman", "--log-level=debug", "kube", "play", "/tmp/m.yaml"], check=False).stderr
+        assert goes in said, said
