@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from cryoci.command import run
 from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, SpaceError, ToolError
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.shim import cgroup, record, rootfs
+from cryoci.shim import cgroup, hooked, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
 from cryoci.shim.engines import gpu, processes
@@ -245,6 +245,7 @@ def _describe(container: Container, directory: Path, options: DumpOptions) -> No
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     gpus = dump.read(str(directory / "checkpoint"))
     facts = {
+        **hooked.facts(container.id),
         **container.facts,
         **(image_facts(gpus) if gpus is not None else {}),
         "engine.name": container.engine,
