@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from cryoci.shim.criu.probe import CriuVersion
@@ -114,8 +115,11 @@ def driver(node: Facts, image: Mapping[str, str]) -> Check:
 
 def chip(node: Facts, image: Mapping[str, str]) -> Check:
     """The driver restores on the same chip only, and a restore without room poisons the process."""
-    name, tested = "image.gpu-chip", "a GPU of the same chip is here, with enough free memory"
-    wanted = image.get("gpu.chip", "")
+    name, tested = "image.gpu-chip", "GPUs of the same chip are here, with enough free memory in all"
+    try:
+        wanted = sorted(str(n) for n in json.loads(image.get("gpu.names") or "[]"))
+    except (ValueError, TypeError):
+        wanted = []
     if not wanted:
         return Check(name, tested, "skip", "the image holds no NVIDIA state, or does not say")
     said = node.run("nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits")
@@ -124,19 +128,23 @@ def chip(node: Facts, image: Mapping[str, str]) -> Check:
             name, tested, "fail", "nvidia-smi gives no answer here", "restore on a node with the GPU"
         )
     rows = [line.rsplit(",", 1) for line in said.text.splitlines() if "," in line]
-    same = [int(free) << 20 for chip, free in rows if chip.strip() == wanted and free.strip().isdigit()]
-    if not same:
+    same = [int(free) << 20 for chip, free in rows if chip.strip() in wanted and free.strip().isdigit()]
+    if len(same) < len(wanted) or not set(wanted) <= {chip.strip() for chip, _ in rows}:
         here = ", ".join(sorted({chip.strip() for chip, _ in rows})) or "none"
         return Check(
-            name, tested, "fail", f"it needs {wanted}; here: {here}", "restore on the same kind of GPU"
+            name,
+            tested,
+            "fail",
+            f"it needs {', '.join(wanted)}; here: {here}",
+            "restore on the same kind of GPU",
         )
     need = image.get("gpu.memory", "")
-    if need.isdigit() and max(same) < int(need):
-        why = f"{int(need) >> 20} MiB are needed, at most {max(same) >> 20} MiB are free"
+    if need.isdigit() and sum(same) < int(need):
+        why = f"{int(need) >> 20} MiB are needed, {sum(same) >> 20} MiB are free"
         return Check(
             name, tested, "fail", why, "free GPU memory first: a restore that runs out cannot be repeated"
         )
-    return Check(name, tested, "ok", f"{len(same)} of {wanted}")
+    return Check(name, tested, "ok", f"{len(same)} of {wanted[0]}")
 
 
 def base(node: Facts, image: Mapping[str, str]) -> Check:
