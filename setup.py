@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-PROGRAMS = ("shim/launcher.py", "shim/gpu/front.py")  # cryoci-runtime, cuda-checkpoint
+# cryoci-runtime, cuda-checkpoint, cryoci-hook
+PROGRAMS = ("shim/launcher.py", "shim/gpu/front.py", "hooks/hook.py")
 
 
 class ExecutablePrograms(build_py):

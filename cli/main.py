@@ -33,6 +33,12 @@ VERBS = {
     "guard": "Checkpoint a container at intervals, and restore it after a crash.",
     "agent": "Push the checkpoints that this node's kubelet makes.",
     "rm": "Remove checkpoint images and free their space.",
+    "install": "Tell this node's engines about cryoci-runtime.",
+    "uninstall": "Undo cryoci install, to the byte.",
+    "status": "Show which engines know cryoci-runtime.",
+    "doctor": "Say what keeps checkpoints from working here.",
+    "debug": "Pack what is known of a failed attempt into one file.",
+    "explain": "Say why a dump or restore failed, from its log.",
 }
 
 _FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"
@@ -58,7 +64,13 @@ class Verbs(click.Group):
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="cryoci")
-def cli() -> None:
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Show each program that is run, its status and duration, on stderr.",
+)
+def cli(verbose: bool) -> None:
     """Checkpoint containers, GPUs included, and restore them on any node.
 
     \b
@@ -74,6 +86,10 @@ def cli() -> None:
       cryoci checkpoint web -o registry.example:5000/checkpoints/web:1
       cryoci restore registry.example:5000/checkpoints/web:1 --detach
     """
+    if verbose:
+        from cryoci import trace
+
+        trace.verbose = True
 
 
 def main() -> None:

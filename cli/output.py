@@ -117,6 +117,11 @@ def parked(done: Any, *, as_json: bool, quiet: bool) -> None:
         click.echo(f"{done.container} is {done.state}{held}" + (f": {steps}" if steps else ""))
 
 
+def printable_lines(text: str) -> str:
+    """`printable` line by line."""
+    return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress | None]:
     """Bars with bytes, rate and time left, on stderr when it is a terminal and `quiet` is not asked for."""

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from cryoci import trace
 from cryoci.errors import NotFoundError, ToolError
 
 
@@ -33,9 +34,18 @@ def run(
     words = [os.fspath(a) for a in argv]
     stdin = None if input is not None else subprocess.DEVNULL
     try:
-        result = subprocess.run(
-            words, input=input, stdin=stdin, env=env, cwd=cwd, timeout=timeout, stdout=stdout, stderr=stderr
-        )
+        with trace.call(words) as traced:
+            result = subprocess.run(
+                words,
+                input=input,
+                stdin=stdin,
+                env=env,
+                cwd=cwd,
+                timeout=timeout,
+                stdout=stdout,
+                stderr=stderr,
+            )
+            traced.status = result.returncode
     except FileNotFoundError as e:
         raise NotFoundError(
             f"cannot run {words[0]}: no such program", hint=f"install it, or put it on PATH: {words[0]}"

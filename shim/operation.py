@@ -2,9 +2,11 @@
 """What checkpoint and restore share: CRIU's options, the words for the real runtime, CRIU's log."""
 
 import os
+import time
 
+from cryoci import trace
 from cryoci.errors import ConfigError, SpaceError, UnsupportedError
-from cryoci.shim import child, config, failure, underlying
+from cryoci.shim import attempt, child, config, failure, underlying
 from cryoci.shim.argv import Invocation, knows, parse, with_flag, without
 from cryoci.shim.criu import log
 from cryoci.shim.criu.conf import Verb
@@ -116,8 +118,11 @@ def run(
     """
     name = verb + ".log"
     source = os.path.join(line.options.get("work-path") or image_directory(line), name)
-    before = underlying.stamp(source)
-    status = child.run(below.path, argv, env)
+    before, began = underlying.stamp(source), time.time()
+    with trace.call([below.path, *argv[1:]]) as traced:
+        traced.status = status = child.run(below.path, argv, env)
+    if status != 0:
+        attempt.keep(record, verb, [below.path, *argv[1:]], began, status, {"work": os.path.dirname(source)})
     if underlying.stamp(source) in (None, before):
         return status, False  # CRIU was not reached; what stands there is from an earlier attempt
     kept = record.keep_log(verb, source)

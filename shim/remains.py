@@ -16,7 +16,7 @@ _RECORD = (
     "gpu.json",
     "restored.pid",
 )  # in this order: without `runtime`, no record
-LOGS = ("dump.log", "restore.log")
+LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log")
 _KEPT = 32  # containers that are gone and whose logs are still there
 
 

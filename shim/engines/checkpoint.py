@@ -32,7 +32,7 @@ from cryoci.errors import (
     ToolError,
 )
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.shim import app, cgroup, record, rootfs
+from cryoci.shim import app, cgroup, hooked, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
 from cryoci.shim.engines import gpu, processes, wake
@@ -268,6 +268,7 @@ def _describe(container: Container, directory: Path, options: DumpOptions) -> No
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     gpus = dump.read(str(directory / "checkpoint"))
     facts = {
+        **hooked.facts(container.id),
         **container.facts,
         **(image_facts(gpus) if gpus is not None else {}),
         "engine.name": container.engine,

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from cryoci import trace
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,5 +43,7 @@ def deferred() -> Iterator[None]:
 
 def whole(argv: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     """subprocess.run of a program that runs to its end, out of reach of the terminal's Ctrl-C too."""
-    with deferred():
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True)
+    with deferred(), trace.call(argv) as traced:
+        result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True)
+        traced.status = result.returncode
+    return result

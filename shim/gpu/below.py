@@ -25,7 +25,10 @@ def call(line: Invocation, below: Runtime, verb: str, *options: str) -> None:
 def state(line: Invocation, below: Runtime) -> dict[str, Any]:
     """The runtime's state of the container (runtime-spec, "State"); {} when it knows none."""
     result = run(_argv(line, below, "state"), check=False)
-    value = json.loads(result.stdout) if result.returncode == 0 else {}
+    try:
+        value = json.loads(result.stdout) if result.returncode == 0 else {}
+    except ValueError:
+        return {}
     return value if isinstance(value, dict) else {}
 
 

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trace of the programs that cryoci runs: for people on stderr (`cryoci --verbose`), for machines in a log.
+
+$CRYOCI_LOG is "journald", or a file that gets one JSON object a line: time (RFC 3339), event, pid, and the rest.
+A log that cannot be written is no reason to fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cryoci.redact import words
+
+JOURNAL = "/run/systemd/journal/socket"
+verbose = False  # set by `cryoci --verbose`
+
+
+class Call:
+    """One call of a program; `status` is its exit status once it has ended."""
+
+    status: int | None = None
+
+
+@contextmanager
+def call(argv: Sequence[str]) -> Iterator[Call]:
+    """Trace the program that the with block runs: its words (secrets removed), duration and status."""
+    if not verbose and "CRYOCI_LOG" not in os.environ:
+        yield Call()
+        return
+    made, start = Call(), time.monotonic()
+    try:
+        yield made
+    finally:
+        seconds = time.monotonic() - start
+        shown = words(argv)
+        if verbose:
+            state = "failed" if made.status is None else f"status {made.status}"
+            sys.stderr.write(f"+ {seconds:7.3f} s  {state}  {shlex.join(shown)}\n")
+        event("call", argv=shown, seconds=round(seconds, 6), status=made.status)
+
+
+def event(name: str, **values: Any) -> None:
+    """Write one event to $CRYOCI_LOG, if it is set. Never raises."""
+    where = os.environ.get("CRYOCI_LOG")
+    if not where:
+        return
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+    value = {"time": stamp, "event": name, "pid": os.getpid(), **values}
+    try:
+        text = json.dumps(value, default=str)
+        if where == "journald":
+            _journal(name, text)
+        else:
+            fd = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, text.encode() + b"\n")
+            finally:
+                os.close(fd)
+    except (OSError, ValueError):
+        pass
+
+
+def _journal(name: str, text: str) -> None:
+    """systemd's native protocol: NAME=VALUE lines; JSON has no newline in it."""
+    import socket
+
+    fields = f"MESSAGE={text}\nPRIORITY=6\nSYSLOG_IDENTIFIER=cryoci\nCRYOCI_EVENT={name}\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.settimeout(1)
+        journal.sendto(fields.encode(), JOURNAL)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint that really fails, and what can be told of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+
+import pytest
+
+from tests.node.conftest import Site
+from tests.node.subject import KINDS
+from tests.node.trouble import running
+
+pytestmark = pytest.mark.node
+
+
+def test_a_failed_checkpoint(site: Site) -> None:
+    node = site.a
+    secret = "hunter2"
+    with running(site, KINDS["podman+cryoci-runtime"], options=(f"--env=DB_PASSWORD={secret}",)) as subject:
+        node.sh("mv /usr/sbin/iptables-restore /usr/sbin/iptables-restore.away")
+        try:
+            argv = ["cryoci", "--verbose", "checkpoint", subject.name, "--output", "debugged:1"]
+            result = node.run(argv, check=False, env={"CRYOCI_LOG": "/tmp/cryoci.log"})
+        finally:
+            node.sh("mv /usr/sbin/iptables-restore.away /usr/sbin/iptables-restore")
+        said = result.stderr.decode()
+        assert result.returncode == 1 and "iptables" in said
+        assert any(line.startswith("+ ") and " s  status " in line for line in said.splitlines()), said
+        events = [json.loads(line) for line in node.read("/tmp/cryoci.log").decode().splitlines()]
+        assert any("checkpoint" in e["argv"] and e["status"] not in (0, None) for e in events)
+
+        node.run(["cryoci", "debug", subject.id[:12], "--output", "/tmp/debug.tar.gz"])
+        texts = {}
+        with tarfile.open(node.path("/tmp/debug.tar.gz")) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                texts[member.name.partition("/")[2]] = content.read()
+        assert json.loads(texts["record/dump.log.cause.json"])["id"] == "network-lock"
+        assert json.loads(texts["record/dump-attempt.log"])["verb"] == "dump"
+        assert "config/changes.diff" in texts and any(name.endswith("/maps") for name in texts)
+        assert not [name for name, raw in texts.items() if secret.encode() in raw]

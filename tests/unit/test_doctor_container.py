@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of a container, on processes that really hold what CRIU cannot dump; GPU maps are laid out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cryoci.shim.doctor import container
+from cryoci.shim.doctor.check import Check, Facts
+from cryoci.shim.doctor.container import Subject
+from tests.unit.doctor_node import Given, build
+
+READY = "print('ready', flush=True); import sys; sys.stdin.read()"
+
+
+@contextmanager
+def process(code: str = "pass") -> Iterator[int]:
+    """A Python process that has run `code`, until the block ends; its pid."""
+    argv = [sys.executable, "-c", f"{code}\n{READY}"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == b"ready\n"
+        yield child.pid
+        child.stdin.close()
+
+
+def real(*pids: int, **values: object) -> Subject:
+    return Subject(Facts(), pids, {}, **values)  # type: ignore[arg-type]
+
+
+def laid(tmp_path: Path, files: dict[str, str | None], *pids: int, mounts: tuple[str, ...] = ()) -> Subject:
+    spec = {"mounts": [{"destination": m} for m in mounts]}
+    return Subject(build(tmp_path, Given(files)), pids or (1,), spec)
+
+
+def verdicts(subject: Subject) -> dict[str, str]:
+    return {c.id: c.verdict for c in container.examine(subject)}
+
+
+def test_a_plain_process_passes() -> None:
+    with process("import os, select; os.pipe(); select.epoll()") as pid:
+        subject = real(pid, memory=1 << 20, space=1 << 30)
+        for check in (c for c in container.CHECKS if c not in (container.mounts, container.gpu)):
+            assert check(subject).verdict == "ok", check(subject)
+
+
+IO_URING = """
+import ctypes, platform
+fd = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(256))
+assert fd >= 0
+"""
+FAULTS: list[tuple[str, Callable[[Subject], Check], str]] = [
+    ("import os; fd = os.open('/dev/kmsg', os.O_RDONLY)", container.descriptors, "device /dev/kmsg"),
+    ("import os, tempfile; f = tempfile.TemporaryFile(dir='/var/tmp'); f.truncate(3 << 20)",
+     container.ghosts, "3145728 bytes"),
+    ("import socket; s = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(s.getsockname()); "
+     "a = s.accept()", container.tcp, "2 connections"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "check", "words"), FAULTS, ids=lambda v: getattr(v, "__name__", None))
+def test_a_fault_is_found(code: str, check: Callable[[Subject], Check], words: str) -> None:
+    with process(code) as pid:
+        found = check(real(pid))
+    assert found.verdict == "fail" and words in found.found and found.fix, found
+
+
+def test_io_uring() -> None:
+    try:
+        with process(IO_URING) as pid:
+            found = container.io_uring(real(pid))
+    except AssertionError:
+        assert Path("/proc/sys/kernel/io_uring_disabled").read_text().strip() != "0"
+        return
+    assert found.verdict == "fail" and "UV_USE_IO_URING" in found.fix
+
+
+def test_what_the_operator_allows_is_no_fault() -> None:
+    with process(FAULTS[2][0]) as pid:
+        assert container.tcp(real(pid, tcp_established=True)).verdict == "ok"
+    with process(FAULTS[1][0]) as pid:
+        assert container.ghosts(real(pid, ghost_limit=4 << 20)).verdict == "ok"
+
+
+def test_a_traced_process() -> None:
+    trace = "import ctypes, os; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0"  # PTRACE_TRACEME
+    with process(trace) as pid:
+        found = container.traced(real(pid))
+    assert found.verdict == "fail" and f"process {pid} is traced" in found.found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_a_process_with_a_namespace_of_its_own() -> None:
+    with (
+        process() as first,
+        process("import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0") as second,
+    ):
+        found = container.namespaces(real(first, second))
+    assert found.verdict == "fail" and "user namespace" in found.found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_a_file_of_another_mount_namespace(tmp_path: Path) -> None:
+    """As stdout on a file of the node: the mount it is on is not among the container's own."""
+    code = f"f = open({str(tmp_path / 'log')!r}, 'w'); import ctypes, os; os.dup2(0, 2)\n"
+    with process(code + "assert ctypes.CDLL(None).unshare(0x20000) == 0") as pid:
+        found = container.outside(real(pid))
+    assert found.verdict == "fail" and "/log" in found.found
+
+
+def test_mounts(tmp_path: Path) -> None:
+    root = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /proc rw - proc proc rw\n3 1 0:2 / /data rw - ext4 a rw\n"
+    hook = "4 2 0:5 / /proc/driver/nvidia/gpus/0000:00:04.0 rw master:5 - tmpfs tmpfs rw\n"
+    quiet = "5 1 0:5 / /mnt/own rw - tmpfs tmpfs rw\n"
+    cases = {"a": (root, "ok"), "b": (root + hook, "fail"), "c": (root + quiet, "warn")}
+    for name, (text, verdict) in cases.items():
+        subject = laid(tmp_path / name, {"/proc/1/mountinfo": text}, mounts=("/proc", "/data"))
+        found = container.mounts(subject)
+        assert found.verdict == verdict, found
+
+
+MAPS = {
+    "cupti": ("/usr/lib/libcuda.so.1\n/usr/lib/libcupti.so.12\n", "fail", "CUPTI"),
+    "rdma": ("/usr/lib/libcuda.so.1\n/dev/infiniband/uverbs0\n", "fail", "RDMA"),
+    "plain": ("/usr/lib/libcuda.so.1\n/dev/nvidia0\n", "ok", "process 1"),
+    "none": ("/usr/bin/python3\n", "skip", "no process uses CUDA"),
+}
+
+
+@pytest.mark.parametrize("case", MAPS)
+def test_gpu_maps(tmp_path: Path, case: str) -> None:
+    text, verdict, words = MAPS[case]
+    found = container.gpu(laid(tmp_path, {"/proc/1/maps": text}))
+    assert found.verdict == verdict and words in found.found, found
+
+
+def test_several_gpu_processes(tmp_path: Path) -> None:
+    cuda = {"/proc/1/maps": "/dev/nvidia0", "/proc/2/maps": "/dev/nvidia0"}
+    found = container.gpu(laid(tmp_path / "a", dict(cuda), 1, 2))
+    assert found.verdict == "warn" and "2 processes use CUDA" in found.found
+    nccl = {**cuda, "/proc/2/maps": "/dev/nvidia0 /usr/lib/libnccl.so.2"}
+    assert "NCCL" in container.gpu(laid(tmp_path / "b", dict(nccl), 1, 2)).found
+
+
+def test_sctp_socket(tmp_path: Path) -> None:
+    subject = laid(tmp_path, {"/proc/1/fd": None, "/proc/1/net/sctp/eps": "ENDPT INODE\nffff 4242\n"})
+    (tmp_path / "root/proc/1/fd/3").symlink_to("socket:[4242]")
+    assert container.sockets(subject).verdict == "fail"
+
+
+def test_memory() -> None:
+    assert container.memory(real(1, memory=2 << 30, space=1 << 30)).verdict == "fail"
+    assert container.memory(real(1, memory=2 << 30)).verdict == "skip"
+
+
+def test_a_process_that_is_gone_breaks_nothing() -> None:
+    assert set(verdicts(real(0x3FFFFFFF)).values()) <= {"ok", "skip"}
