@@ -26,6 +26,7 @@ VERBS = {
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
     "rm": "Remove checkpoint images and free their space.",
+    "convert": "Turn one engine's checkpoint into another's.",
 }
 
 _FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"
