@@ -26,6 +26,15 @@ VERBS = {
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
     "rm": "Remove checkpoint images and free their space.",
+    "ls": "List checkpoint images, or the archives of a directory.",
+    "show": "Show checkpoints, a line each.",
+    "diff": "Show what changed between two checkpoints.",
+    "memory": "Look into the memory of a checkpoint.",
+    "copy": "Copy an image as it is.",
+    "tag": "Give an image another name, or pin it.",
+    "save": "Write an image to one file.",
+    "load": "Take images out of a file.",
+    "gc": "Remove old checkpoint images by a policy.",
     "convert": "Turn one engine's checkpoint into another's.",
 }
 

@@ -190,10 +190,12 @@ class Layout:
         if name is not None:
             inner = Index.parse(data) if media_type in INDEX_TYPES else Manifest.parse(data)
             noted = {**inner.annotations, families.REF_NAME: name}
-            entry = Descriptor(media_type, digest, len(data), noted)
             with self._locked(".index.lock", fcntl.LOCK_EX):
-                kept = [e for e in self.entries() if e.annotations.get(families.REF_NAME) != name]
-                self._write_index([*kept, entry])
+                entries = self.entries()
+                kept = [e for e in entries if e.annotations.get(families.REF_NAME) != name]
+                if any(e not in kept and e.annotations.get(families.PIN) for e in entries):
+                    noted[families.PIN] = "true"
+                self._write_index([*kept, Descriptor(media_type, digest, len(data), noted)])
         return digest
 
     def names(self) -> list[str]:
@@ -211,6 +213,27 @@ class Layout:
         if value.get("schemaVersion") != 2 or not isinstance(manifests, list):
             raise ImageError(f"{self.path / 'index.json'} is not an image index")
         return [Descriptor.parse(m, f"index.json: manifest {i}") for i, m in enumerate(manifests)]
+
+    def pins(self) -> list[str]:
+        """The names that are pinned, sorted."""
+        return sorted(
+            name
+            for e in self.entries()
+            if e.annotations.get(families.PIN) and (name := e.annotations.get(families.REF_NAME))
+        )
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Pin a name, so that retention keeps whatever image has it, or let it go. Raises NotFoundError."""
+        with self._locked(".index.lock", fcntl.LOCK_EX):
+            entries = self.entries()
+            for i, e in enumerate(entries):
+                if e.annotations.get(families.REF_NAME) == name:
+                    rest = {k: v for k, v in e.annotations.items() if k != families.PIN}
+                    noted = {**rest, families.PIN: "true"} if pinned else rest
+                    entries[i] = Descriptor(e.media_type, e.digest, e.size, noted)
+                    self._write_index(entries)
+                    return
+        raise NotFoundError(f"no image {name} in {self.path}")
 
     def untag(self, reference: str) -> None:
         """Take the image of that name, or all of that digest, out of index.json. Raises NotFoundError."""

@@ -69,8 +69,7 @@ def test_push_of_an_engines_archive(checkpoint: Path, tmp_path: Path) -> None:
         ("pull", "./a", "./b"),
         ("pull", "a:1"),
         ("pull", "a.tar", "b:1"),
-        ("list", "./a"),
-        ("inspect", "./a"),
+        ("list", "a.tar"),
         ("rm", "./a"),
     ],
 )
