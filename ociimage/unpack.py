@@ -169,6 +169,14 @@ def _told(chunks: Iterator[bytes], progress: Progress, token: object) -> Iterato
         yield chunk
 
 
+def _annotations(checkpoint: archive.Checkpoint) -> dict[str, str]:
+    """What its descriptions say. Raises ImageError when no manifest could hold it."""
+    try:
+        return families.build(checkpoint.facts)
+    except UsageError as e:
+        raise ImageError(f"the checkpoint describes itself in an odd way: {e.message}") from e
+
+
 def load_one(ref: ArchiveRef, layout: Layout, progress: Progress | None = None) -> Index | None:
     """Load the one image of a saved archive into `layout` as LOADED; returns its index, if it has one."""
     with layout.session():
@@ -193,6 +201,7 @@ def _unpack_layout(ref: ArchiveRef, directory: Path, progress: Progress, began: 
         with staged(directory) as stage:
             ctr.unpack(layout, index, stage)
             checkpoint = archive.validate(stage)
+            noted = _annotations(checkpoint)
     return PulledImage(
         directory,
         digest,
@@ -201,7 +210,7 @@ def _unpack_layout(ref: ArchiveRef, directory: Path, progress: Progress, began: 
         checkpoint.size,
         time.monotonic() - began,
         str(ref),
-        families.build(checkpoint.facts),
+        noted,
         replace(checkpoint, path=directory),
     )
 
@@ -235,6 +244,7 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
             finally:
                 incoming.close()
             checkpoint = archive.validate(stage)
+            noted = _annotations(checkpoint)
     progress.done(token)
     name = f"sha256:{digest.hexdigest()}"
     return PulledImage(
@@ -245,6 +255,6 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
         checkpoint.size,
         time.monotonic() - began,
         str(ref),
-        families.build(checkpoint.facts),
+        noted,
         replace(checkpoint, path=directory),
     )

@@ -166,7 +166,10 @@ class Memory:
                 yield from self._read(run, first, last)
 
     def _read(self, run: Run, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-        fd = os.open(self._directory / run.pages, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(self._directory / run.pages, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError as e:
+            raise ImageError(f"the checkpoint lacks {run.pages}, where its memory should be") from e
         try:
             at = first
             while at < last:
