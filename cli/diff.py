@@ -14,10 +14,13 @@ from cryoci.cli import output
 @click.argument("before")
 @click.argument("after")
 @click.option("--cmd", is_flag=True, help="Compare command lines and environments too. Fetches memory.")
+@click.option("--fetch", is_flag=True, help="Fetch layers that do not say what they hold, however large.")
 @click.option("--show-unchanged", is_flag=True, help="List what is the same, too.")
 @output.registry_options
 @output.json_option
-def command(before: str, after: str, as_json: bool, cmd: bool, show_unchanged: bool, **where: Any) -> None:
+def command(
+    before: str, after: str, as_json: bool, cmd: bool, fetch: bool, show_unchanged: bool, **where: Any
+) -> None:
     """Compare BEFORE and AFTER (images, directories, archives): processes, memory, files, sockets, mounts.
 
     \b
@@ -28,13 +31,18 @@ def command(before: str, after: str, as_json: bool, cmd: bool, show_unchanged: b
     from cryoci.ociimage import difference, reference, report
 
     first, second = (
-        report.inspect(reference.parse(text), memory=cmd, registry_options=output.options(**where))
+        report.inspect(
+            reference.parse(text), memory=cmd, everything=fetch, registry_options=output.options(**where)
+        )
         for text in (before, after)
     )
     found = difference.compare(first, second, unchanged=show_unchanged)
     if as_json:
         output.emit_json(found)
         return
+    for one in (first, second):
+        if not one.complete:
+            click.echo(f"{one.reference} has layers that were not fetched: add --fetch", err=True)
     click.echo(f"memory {found.memory:+d} bytes, in all {found.total:+d} bytes")
     signs = {"added": "+", "removed": "-", "changed": "~", "same": " "}
     for change in found.changes:

@@ -233,6 +233,7 @@ def _spec(model: Model, dialect: Dialect, done: Converted, *, bundled: bool) -> 
     if dialect is CRIO and model.dialect is not CRIO:
         notes.setdefault(dialects.CRIO_ANNOTATIONS, "{}")
         notes.setdefault("io.kubernetes.cri-o.Labels", "{}")
+        notes.setdefault("io.kubernetes.cri-o.Metadata", json.dumps({"name": _name(model)}))
         notes.setdefault("io.kubernetes.container.name", _name(model))
         for key, value in pod.items():
             notes.setdefault(f"io.kubernetes.pod.{key}", value)
