@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random hostile checkpoints at every verb: 0 escapes, 0 hangs, 0 tracebacks are the only good result.
 
-    nice .venv/bin/python bench/fuzz_archives.py [--cases 10000] [--seed N] [--json FILE]
+    nice .venv/bin/python -m bench.fuzz_archives [--cases 10000] [--seed N] [--json FILE]
 
 Each case is an archive or image layout that hypothesis makes: members of odd names and kinds, headers that
 lie, documents of random JSON, CRIU images with random fields, layouts with random manifests, or a good one
@@ -27,8 +27,6 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, manifest, tar
@@ -228,6 +226,7 @@ def late(number: int, frame: FrameType | None) -> None:
 def run(cases: int, number: int, report: Path) -> dict[str, Any]:
     """Run so many cases; returns the counts."""
     counts: collections.Counter[str] = collections.Counter()
+    tally: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
     slowest = 0.0
     place = Path(tempfile.mkdtemp(prefix="cryoci-fuzz."))
@@ -262,7 +261,7 @@ def run(cases: int, number: int, report: Path) -> dict[str, Any]:
                     return
             else:
                 reference = hostile.write("case", made, source)
-            found = hostile.exercise(reference, sandbox, verbs)
+            found = hostile.exercise(reference, sandbox, verbs, tally)
         except Late:
             found = [f"hang: over {SECONDS} s"]
         finally:
@@ -284,6 +283,7 @@ def run(cases: int, number: int, report: Path) -> dict[str, Any]:
     return {
         "cases": sum(counts[kind] for kind in ("tar", "documents", "images", "changed", "layout")),
         "kinds": dict(counts),
+        "outcomes": dict(sorted(tally.items())),
         "wrong": wrong,
         "escapes": sum("outside" in w or "link" in w or "special" in w for w in wrong),
         "hangs": sum("hang" in w for w in wrong),

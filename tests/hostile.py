@@ -19,6 +19,7 @@ import shutil
 import stat
 import struct
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -576,10 +577,16 @@ IMAGE_VERBS: tuple[tuple[str, ...], ...] = (
 ARCHIVE_VERBS: tuple[tuple[str, ...], ...] = (("load", "REF", "oci:OUT/load:1"), ("ls", "DIR"))
 
 
-def exercise(reference: str, sandbox: Path, verbs: tuple[tuple[str, ...], ...] = VERBS) -> list[str]:
+def exercise(
+    reference: str,
+    sandbox: Path,
+    verbs: tuple[tuple[str, ...], ...] = VERBS,
+    tally: Counter[str] | None = None,
+) -> list[str]:
     """Give `reference` to each verb; everything may be written below `sandbox`/out only.
 
     Returns what went wrong: escapes, odd files, tracebacks, terminal escapes. The caller bounds the time.
+    `tally` counts what was taken and what was refused.
     """
     wrong: list[str] = []
     for verb, *words in verbs:
@@ -593,6 +600,8 @@ def exercise(reference: str, sandbox: Path, verbs: tuple[tuple[str, ...], ...] =
         command: click.Command = importlib.import_module(f"cryoci.cli.{verb}").command
         result = CliRunner().invoke(command, line)
         error = result.exception
+        if tally is not None:
+            tally[f"{verb} {'refused' if error else 'taken'}"] += 1
         if error is not None and not isinstance(error, (CryociError, SystemExit)):
             wrong.append(f"{verb}: {type(error).__name__}: {error}")
         said = result.output + (str(error) if isinstance(error, CryociError) else "")
