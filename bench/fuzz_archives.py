@@ -5,7 +5,7 @@
 
 Each case is an archive or image layout that hypothesis makes: members of odd names and kinds, headers that
 lie, documents of random JSON, CRIU images with random fields, layouts with random manifests, or a good one
-with bytes changed. It is given to a few verbs; tests/hostile.py says what must not happen. A case that
+with bytes changed. It is given to a few verbs; tests/hostile says what must not happen. A case that
 takes over SECONDS counts as a hang. Results: docs/benchmarks/fuzz.md.
 """
 

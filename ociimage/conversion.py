@@ -12,7 +12,7 @@ from pathlib import Path
 from cryoci import files
 from cryoci.errors import ConflictError, ImageError, UnsupportedError, UsageError
 from cryoci.ociimage import convert, ctr, dialects, ociarchive, unpack
-from cryoci.ociimage.convert import Base, Lost
+from cryoci.ociimage.descriptions import Base, Converted, Lost
 from cryoci.ociimage.export import export
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, Reference
@@ -92,7 +92,7 @@ def convert_to_archive(
 
 
 def _write_ctr(
-    done: convert.Converted, model: dialects.Model, base: Base | None, path: Path, progress: Progress | None
+    done: Converted, model: dialects.Model, base: Base | None, path: Path, progress: Progress | None
 ) -> int:
     name = f"cryoci.local/checkpoint/{(model.facts.get('container.name') or 'container').lower()}:latest"
     with ociarchive.scratch_layout() as layout:

@@ -17,7 +17,7 @@ from typing import Any
 from cryoci.errors import ImageError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, extract, inflate, protobuf, strictjson, tar
-from cryoci.ociimage.convert import Base, Converted
+from cryoci.ociimage.descriptions import Base, Converted
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (
     INDEX,

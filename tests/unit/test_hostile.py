@@ -72,7 +72,7 @@ def test_images(name: str, sandbox: Path, tmp_path: Path) -> None:
         reference = hostile.layout_of(layout, hostile.LAYOUTS[name])
     else:
         reference = hostile.PLACES[name](layout)
-    assert hostile.exercise(reference, sandbox, (*hostile.VERBS, *hostile.IMAGE_VERBS)) == []
+    assert hostile.exercise(reference, sandbox, (*hostile.TAR_VERBS, *hostile.IMAGE_VERBS)) == []
     if name in hostile.LAYOUTS:
         (tmp_path / "in").mkdir()
         path = hostile.saved(layout, tmp_path / "in/saved.tar")

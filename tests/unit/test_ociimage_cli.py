@@ -19,7 +19,22 @@ from cryoci.errors import NotFoundError, UsageError
 from tests.unit.images import checkpoint, no_credentials, registry, tree_of  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-VERBS = ("push", "pull", "list", "inspect", "rm")
+VERBS = (
+    "push",
+    "pull",
+    "list",
+    "inspect",
+    "rm",
+    "show",
+    "diff",
+    "memory",
+    "copy",
+    "tag",
+    "save",
+    "load",
+    "gc",
+    "convert",
+)
 
 
 def cryoci(verb: str, *words: str) -> str:

@@ -16,7 +16,8 @@ import pytest
 from cryoci.errors import ConflictError, ImageError, UnsupportedError, UsageError
 from cryoci.ociimage import conversion, dialects, image, rootfsdiff
 from cryoci.ociimage.conversion import Wanted, convert_to_archive
-from cryoci.ociimage.convert import Base, convert
+from cryoci.ociimage.convert import convert
+from cryoci.ociimage.descriptions import Base
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef
 from tests.unit import criu_images
 from tests.unit.images import no_credentials  # noqa: F401

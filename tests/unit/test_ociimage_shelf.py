@@ -280,10 +280,3 @@ def test_damage_is_told_not_hidden(real: Path) -> None:
     with pytest.raises(ImageError):
         report.inspect(ArchiveRef(Path(__file__)))
     assert catalog.list_images(LayoutRef(reference.default_store())) == []
-
-
-@pytest.mark.parametrize(
-    "verb", ["inspect", "show", "diff", "memory", "tag", "save", "load", "copy", "gc", "convert", "ls"]
-)
-def test_help(verb: str) -> None:
-    assert "  cryoci " in cryoci(verb, "--help")
