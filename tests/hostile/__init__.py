@@ -11,6 +11,8 @@ from tests.hostile.tars import ARCHIVES, CONFIG, SPEC, members_of, pack, pax, ra
 from tests.hostile.texts import DOCUMENTS, IMAGES
 from tests.hostile.verbs import (
     ARCHIVE_VERBS,
+    CRIU_VERBS,
+    DOCUMENT_VERBS,
     IMAGE_VERBS,
     TAR_VERBS,
     VERBS,
@@ -24,8 +26,10 @@ __all__ = [
     "ARCHIVES",
     "ARCHIVE_VERBS",
     "CONFIG",
+    "CRIU_VERBS",
     "D0",
     "DOCUMENTS",
+    "DOCUMENT_VERBS",
     "IMAGES",
     "IMAGE_VERBS",
     "LAYOUTS",

@@ -139,9 +139,9 @@ def _open_end() -> bytes:
 
 
 def _zip_bomb() -> bytes:
-    """256 MB that say so: small on the wire, and holes on the disk."""
-    head = gzip.compress(_open_end() + tar.header("checkpoint/pages-9.img", 256 << 20))
-    return head + gzip.compress(bytes(64 << 20)) * 4 + gzip.compress(tar.END)
+    """64 MB that say so: small on the wire, and holes on the disk."""
+    head = gzip.compress(_open_end() + tar.header("checkpoint/pages-9.img", 64 << 20))
+    return head + gzip.compress(bytes(64 << 20)) + gzip.compress(tar.END)
 
 
 S, L, D = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE

@@ -80,7 +80,7 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "pstree-loop": _image("pstree.img", image("pstree", message(f1=1, f2=2), message(f1=2, f2=1))),
     "pstree-self": _image("pstree.img", image("pstree", message(f1=1, f2=1))),
     "pstree-twice": _image("pstree.img", image("pstree", message(f1=1), message(f1=1))),
-    "pstree-deep": _image("pstree.img", image("pstree", *(message(f1=i + 1, f2=i) for i in range(400)))),
+    "pstree-deep": _image("pstree.img", image("pstree", *(message(f1=i + 1, f2=i) for i in range(150)))),
     "pstree-huge-pid": _image("pstree.img", image("pstree", message(f1=-1, f2=0, f5=[-1] * 1000))),
     "length-lie": _image("pstree.img", image("pstree") + b"\xff\xff\xff\xff"),
     "empty-messages": _image("fdinfo-2.img", image("fdinfo") + bytes(4 * 5_000)),

@@ -34,7 +34,10 @@ VERBS: tuple[tuple[str, ...], ...] = (
     ),
     ("push", "REF", "oci:OUT/layout:1"),
 )
-TAR_VERBS = (VERBS[0], VERBS[1], VERBS[9], VERBS[-1])  # for what only the reader of a tar sees
+# what only the reader of a tar, of JSON, of CRIU's images sees needs no more verbs than these
+TAR_VERBS = (VERBS[0], VERBS[1], VERBS[9], VERBS[-1])
+DOCUMENT_VERBS = tuple(verb for verb in VERBS if verb[0] in ("inspect", "convert", "push"))
+CRIU_VERBS = (*VERBS[:7], VERBS[9])
 IMAGE_VERBS: tuple[tuple[str, ...], ...] = (
     ("copy", "REF", "oci:OUT/copy:1"),
     ("save", "REF", "OUT/saved.tar"),

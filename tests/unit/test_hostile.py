@@ -50,7 +50,9 @@ def test_the_corpus_is_large() -> None:
 def test_archives(name: str, sandbox: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     path = hostile.write(name, TARS[name](), tmp_path / "in")
-    verbs = hostile.TAR_VERBS if name in hostile.ARCHIVES else hostile.VERBS
+    verbs = hostile.CRIU_VERBS
+    if name not in hostile.IMAGES:
+        verbs = hostile.TAR_VERBS if name in hostile.ARCHIVES else hostile.DOCUMENT_VERBS
     assert hostile.exercise(path, sandbox, (*verbs, *hostile.ARCHIVE_VERBS)) == []
 
 
