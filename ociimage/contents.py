@@ -26,6 +26,7 @@ from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
 
 MAX_FIRST = 64 << 20  # bytes, compressed: a first layer up to this is fetched for its descriptions
+GPU = "checkpoint/gpu.dump"  # docs/gpu.dump.schema.json
 _DESCRIBED = frozenset({*archive.DESCRIPTIONS, "network.status", "stats-dump", "deleted.files", "dump.log"})
 _KINDS = (
     "inventory",
@@ -66,6 +67,8 @@ def is_description(name: str) -> bool:
     folder, slash, base = name.rpartition("/")
     if not slash:
         return name in _DESCRIBED
+    if name == GPU:
+        return True
     if folder not in ("checkpoint", "pre-checkpoint") or not base.endswith(".img"):
         return False
     return base.removesuffix(".img").partition("-")[0] in _KINDS and not base.startswith("pagemap-shmem")

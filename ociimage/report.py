@@ -25,7 +25,7 @@ _MAX_LINE = 64 << 10  # bytes of a command line or environment
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a checkpoint's parts before compression."""
+    """Bytes of a checkpoint's parts before compression. `gpu` is AMD's; NVIDIA's lies within `memory`."""
 
     total: int
     memory: int
@@ -167,7 +167,7 @@ def _report(
         _string(config, "createdTime"),
         facts.get("checkpointed", ""),
         _try(problems, lambda: _network(found), dict[str, tuple[str, ...]]()),
-        {key.removeprefix("gpu."): value for key, value in facts.items() if key.startswith("gpu.")},
+        _try(problems, lambda: _gpu(found, facts), dict[str, str]()),
         _sizes(found.sizes),
         image.layers if image else (),
         image,
@@ -229,10 +229,30 @@ def _sizes(files: Mapping[str, int]) -> Sizes:
     return Sizes(
         total(lambda name: True),
         total(is_pages),
-        total(lambda name: os.path.basename(name).startswith(("amdgpu-pages-", "gpu."))),
+        total(lambda name: os.path.basename(name).startswith("amdgpu-pages-")),
         total(lambda name: name in ("rootfs-diff.tar", "rootfs.tar")),
         total(lambda name: name.startswith("volumes/")),
     )
+
+
+def _gpu(found: contents.Contents, facts: Mapping[str, str]) -> dict[str, str]:
+    """GPUs: what the facts say, and who held how much of which, from gpu.dump."""
+    result = {key.removeprefix("gpu."): value for key, value in facts.items() if key.startswith("gpu.")}
+    dump = _document(found, contents.GPU)
+    for key in ("engine", "driver"):
+        if value := _string(dump, key):
+            result.setdefault(key, value)
+    for number, gpu in enumerate(_objects(dump.get("gpus"))):
+        result[str(number)] = f"{_string(gpu, 'name')} {_string(gpu, 'uuid')}".strip()
+    for task in _objects(dump.get("tasks")):
+        held = task.get("vram")
+        total = sum(n for n in held.values() if isinstance(n, int)) if isinstance(held, dict) else 0
+        result[f"memory of {task.get('inner')}"] = str(total)
+    return result
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _network(found: contents.Contents) -> dict[str, tuple[str, ...]]:
@@ -255,11 +275,9 @@ def _network(found: contents.Contents) -> dict[str, tuple[str, ...]]:
 
 
 def _spec_mounts(spec: Mapping[str, Any]) -> list[SpecMount]:
-    mounts = spec.get("mounts")
     return [
         SpecMount(_string(m, "destination"), _string(m, "type"), _string(m, "source"))
-        for m in (mounts if isinstance(mounts, list) else ())
-        if isinstance(m, dict)
+        for m in _objects(spec.get("mounts"))
     ]
 
 

@@ -280,3 +280,16 @@ def test_damage_is_told_not_hidden(real: Path) -> None:
     with pytest.raises(ImageError):
         report.inspect(ArchiveRef(Path(__file__)))
     assert catalog.list_images(LayoutRef(reference.default_store())) == []
+
+
+def test_gpus_are_shown(real: Path) -> None:
+    """gpu.dump as shim/gpu/dump.py writes it; one that lies is a finding."""
+    task = {"pid": 4711, "inner": 1, "vram": {"GPU-1": 4096, "GPU-2": 1}}
+    dump = {"version": 1, "driver": "580.1", "gpus": [{"name": "H200", "uuid": "GPU-1"}], "tasks": [task]}
+    (real / "checkpoint/gpu.dump").write_text(json.dumps(dump))
+    found = json.loads(cryoci("inspect", "--json", str(real)))["gpu"]
+    assert found == {"driver": "580.1", "0": "H200 GPU-1", "memory of 1": "4097"}
+    assert "H200 GPU-1" in cryoci("inspect", str(real))
+    for lie in ("[]", '{"gpus": 1, "tasks": [1, {"vram": {"a": "b"}}], "driver": []}'):
+        (real / "checkpoint/gpu.dump").write_text(lie)
+        cryoci("inspect", "--json", str(real))
