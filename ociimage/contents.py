@@ -28,6 +28,7 @@ from cryoci.ociimage.transport import RegistryOptions
 MAX_FIRST = 64 << 20  # bytes, compressed: a first layer up to this is fetched for its descriptions
 GPU = "checkpoint/gpu.dump"  # docs/gpu.dump.schema.json
 _DESCRIBED = frozenset({*archive.DESCRIPTIONS, "network.status", "stats-dump", "deleted.files", "dump.log"})
+MAX_DESCRIBED = 1 << 30  # bytes of descriptions and CRIU images: about 250 GB of memory in single pages
 _KINDS = (
     "inventory",
     "pstree",
@@ -114,7 +115,7 @@ def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> C
         while chunk := file.read(blob.CHUNK):
             yield chunk
 
-    with file, extract.Extractor(directory, keep) as extractor, _pool() as pool:
+    with file, _extractor(directory, keep) as extractor, _pool() as pool:
         incoming = inflate.ahead(read())
         try:
             extractor.extract(inflate.inflate(incoming, pool, limit=sys.maxsize))
@@ -142,7 +143,7 @@ def _image(
     found = stores.resolve(store, name)
     layers = found.manifest.layers
     result = Contents(directory, digest=found.top.digest)
-    with extract.Extractor(directory, keep) as extractor, _pool() as pool:
+    with _extractor(directory, keep) as extractor, _pool() as pool:
         for number, layer in enumerate(layers):
             unpack.check_type(layer)
             kind = layer.annotations.get(families.LAYER_KIND, "")
@@ -159,6 +160,11 @@ def _image(
                 result.complete = False
     result.sizes.update(extractor.sizes)
     return result
+
+
+def _extractor(directory: Path, keep: Callable[[str], bool]) -> extract.Extractor:
+    """Memory is as large as it is; what merely describes it is bounded."""
+    return extract.Extractor(directory, keep, MAX_DESCRIBED if keep is is_description else sys.maxsize)
 
 
 def _fetch(

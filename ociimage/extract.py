@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -36,12 +37,15 @@ class Extractor:
     """Unpacks the layers of one image, or one archive, into `directory`, which must exist and be empty.
 
     A file name may come once over all layers. Several threads may call `extract`, a layer each. With `keep`
-    only files whose name it accepts are written; the others are checked all the same. `sizes` has the bytes
-    of every file that came.
+    only files whose name it accepts are written, at most `most` bytes of them; the others are checked all the
+    same. `sizes` has the bytes of every file that came.
     """
 
-    def __init__(self, directory: Path, keep: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self, directory: Path, keep: Callable[[str], bool] | None = None, most: int = sys.maxsize
+    ) -> None:
         self.sizes: dict[str, int] = {}
+        self._left = most
         self._keep = keep
         self._root = os.open(directory, _DIR_FLAGS)
         self._lock = threading.Lock()
@@ -103,6 +107,11 @@ class Extractor:
             for _ in reader.data():
                 pass
             return 0
+        self._left -= entry.size
+        if self._left < 0:
+            raise ImageError(
+                f"the checkpoint's descriptions are too large: {name} is {entry.size} bytes more"
+            )
         folder, slash, base = name.rpartition("/")
         fd = os.open(base, _FILE_FLAGS, 0o600, dir_fd=self._folder(folder) if slash else self._root)
         try:

@@ -106,9 +106,10 @@ def inspect(
     if isinstance(ref, (LayoutRef, RegistryRef)):
         image = catalog.inspect(ref, registry_options=registry_options)
 
-    def keep(name: str) -> bool:
-        return contents.is_description(name) or (memory and is_pages(name))
+    def with_memory(name: str) -> bool:
+        return contents.is_description(name) or is_pages(name)
 
+    keep = with_memory if memory else contents.is_description
     with contents.opened(
         ref, keep, everything=everything or memory, registry_options=registry_options
     ) as found:

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from cryoci.errors import ConflictError, ImageError, IntegrityError, NotFoundError, UsageError
-from cryoci.ociimage import catalog, image, ociarchive, reference, report, shelf
+from cryoci.ociimage import catalog, contents, image, ociarchive, reference, report, shelf
 from cryoci.ociimage.catalog import ImageSummary
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import Descriptor
@@ -293,3 +293,10 @@ def test_gpus_are_shown(real: Path) -> None:
     for lie in ("[]", '{"gpus": 1, "tasks": [1, {"vram": {"a": "b"}}], "driver": []}'):
         (real / "checkpoint/gpu.dump").write_text(lie)
         cryoci("inspect", "--json", str(real))
+
+
+def test_descriptions_are_bounded(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["tar", "-C", str(real), "-cf", str(tmp_path / "a.tar"), "."], check=True)
+    monkeypatch.setattr(contents, "MAX_DESCRIBED", 500)
+    with pytest.raises(ImageError, match="too large"), contents.opened(ArchiveRef(tmp_path / "a.tar")):
+        pass
