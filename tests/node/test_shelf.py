@@ -197,6 +197,11 @@ def test_memory_as_checkpointctl_reads_it(free: NamespaceNode) -> None:
     found = cryoci(free, "memory", "/srv/old.tar", "--pid", "1", "--search", SECRET)["matches"]
     theirs_at = {int(x, 16) for x in re.findall(r"\b[0-9a-f]{16}\b", said)}
     assert theirs_at and theirs_at <= {int(m["address"], 16) for m in found}
+    said = free.sh("checkpointctl memparse -p 1 -r 'correct-[a-z]+-battery' /srv/old.tar")
+    regex = ("--search-regex", "correct-[a-z]+-battery")
+    found = cryoci(free, "memory", "/srv/old.tar", "--pid", "1", *regex)["matches"]
+    theirs_at = {int(x, 16) for x in re.findall(r"\b[0-9a-f]{16}\b", said)}
+    assert theirs_at and theirs_at <= {int(m["address"], 16) for m in found}
     assert free.sh("checkpointctl memparse /srv/old.tar").count("python3") == 1
     (row,) = cryoci(free, "memory", "/srv/old.tar")["processes"]
     assert row["name"] == "python3" and row["stored"] > 1 << 20
