@@ -21,7 +21,6 @@ from cryoci.ociimage.reference import DirectoryRef, Reference
 from cryoci.ociimage.transport import RegistryOptions
 
 MAX_PATTERN = 4096  # bytes of one match
-MAX_SPAN = 64 << 20  # bytes of one range in JSON
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,6 @@ class Message:
             raise ImageError(f"field {number} of a message is not a number: it is damaged")
         return values[-1]
 
-    def signed(self, number: int, default: int = 0) -> int:
-        """A sint32 or sint64 (zigzag)."""
-        if number not in self._fields:
-            return default
-        value = self.number(number)
-        return value >> 1 ^ -(value & 1)
-
     def numbers(self, number: int) -> list[int]:
         """A repeated integer, packed or not."""
         result: list[int] = []

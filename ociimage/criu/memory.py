@@ -19,7 +19,7 @@ from cryoci.ociimage.protobuf import Message
 
 PAGE = 4096  # of x86_64, and of every aarch64 kernel that CRIU is tested on
 FOLDERS = ("checkpoint", "pre-checkpoint")
-_PARENT, _LAZY, _PRESENT = 1, 2, 4  # flags of pagemap_entry
+_PARENT, _PRESENT = 1, 4  # flags of pagemap_entry
 MAX_PAGES = 1 << 40  # of one run: 4 PiB of memory
 _PIECE = 4 << 20  # bytes read at once
 _PROT = ((1, "r"), (2, "w"), (4, "x"))
