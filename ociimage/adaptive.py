@@ -2,8 +2,8 @@
 """Compression that follows the link: `--compression auto`.
 
 Frames are independent, so each may have its own level. Whoever makes a layer waits either for the compressor
-or for the store; the level goes up while the store (link, disk) is the slower one, and down while the
-processor is. The price: the same directory gives other digests each time, so this is not the default.
+or for the store; the level goes up while the compressor is never waited for (link or disk are the brake), and
+down while it often is. The price: the same directory gives other digests each time, so this is not the default.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import threading
 LEVELS = (-20, -5, -1, 1, 3, 5, 7, 9)  # zstd; beyond 9 the gain on 2 MiB frames is under 2 %
 START = LEVELS.index(1)
 _WINDOW = 6  # frames per decision
-_RATIO = 1.3  # by how much one side must be slower
+_IDLE, _BUSY = (
+    0.10,
+    0.35,
+)  # shares of the time spent waiting for the compressor: it has room; it is the brake
 
 
 class Gauge:
@@ -38,8 +41,9 @@ class Gauge:
             self._frames += 1
             if self._frames < _WINDOW:
                 return
-            if self._store > _RATIO * self._compressor:
+            share = self._compressor / ((self._compressor + self._store) or 1.0)
+            if share < _IDLE:
                 self._at = min(self._at + 1, len(LEVELS) - 1)
-            elif self._compressor > _RATIO * self._store:
+            elif share > _BUSY:
                 self._at = max(self._at - 1, 0)
             self._frames, self._compressor, self._store = 0, 0.0, 0.0

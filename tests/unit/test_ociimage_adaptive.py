@@ -25,7 +25,7 @@ def test_it_follows_the_slower_side() -> None:
         gauge.note(1.0, 0.001)
     assert gauge.level == LEVELS[0]
     for _ in range(100):
-        gauge.note(1.0, 1.1)
+        gauge.note(0.2, 0.8)
     assert gauge.level == LEVELS[0]
 
 
