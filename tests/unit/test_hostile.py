@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hostile corpus at every verb: nothing escapes, nothing hangs, nothing breaks but with a message."""
+"""The hostile corpus at the verbs it concerns: nothing escapes, nothing hangs, nothing breaks but with a message."""
 
 from __future__ import annotations
 
