@@ -31,7 +31,9 @@ from cryoci.cli import app_options, criu_options, output
 )
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
-@click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@click.option(
+    "--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL, none or auto."
+)
 @app_options.hooks("pre-checkpoint", "post-restore")
 @criu_options.for_dump
 @output.registry_options

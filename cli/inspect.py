@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cryoci inspect: what a checkpoint image says about itself, without fetching its memory."""
+"""cryoci inspect: what a checkpoint holds, wherever it lies, without restoring it."""
 
 from __future__ import annotations
 
@@ -10,61 +10,55 @@ import click
 from cryoci.cli import output
 
 
-@click.command("inspect", short_help="Show what a checkpoint image holds.")
-@click.argument("image_ref", metavar="IMAGE")
-@click.option("--annotations", "show_annotations", is_flag=True, help="Show every annotation.")
+@click.command("inspect", short_help="Show what a checkpoint holds.")
+@click.argument("references", metavar="REF...", nargs=-1, required=True)
+@click.option("--pid", type=int, metavar="PID", help="Only this process and those below it.")
+@click.option("--files", is_flag=True, help="Show the open files of each process.")
+@click.option("--sockets", is_flag=True, help="Show the sockets of each process.")
+@click.option("--mounts", is_flag=True, help="Show the container's mounts.")
+@click.option("--stats", is_flag=True, help="Show what CRIU measured.")
+@click.option("--annotations", is_flag=True, help="Show every annotation.")
+@click.option("--cmd", is_flag=True, help="Show command lines. Fetches memory.")
+@click.option("--env", is_flag=True, help="Show environments. Fetches memory; they may hold secrets.")
+@click.option("--all", "show_all", is_flag=True, help="All of the above but --env.")
+@click.option("--fetch", is_flag=True, help="Fetch layers that do not say what they hold, however large.")
 @output.registry_options
 @output.json_option
-def command(image_ref: str, show_annotations: bool, as_json: bool, **where: Any) -> None:
-    """Show IMAGE: NAME in the local store, oci:LAYOUT:NAME, or HOST/REPO:TAG.
+def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
+    """Show each REF: an image (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), a directory, or an engine's archive.
 
-    Only its manifest and its small first layer are read, so this is quick for an image of any size.
+    Of an image only its manifest and its small first layer are read, so this is quick for any size; memory
+    is fetched only for --cmd and --env. The last part compares the checkpoint with this node. --json prints
+    everything that was read (docs/schema/inspect.json).
 
     \b
     Examples:
       cryoci inspect counter:1
+      cryoci inspect --all ./podman-export.tar.zst
       cryoci inspect --json registry.example.com/team/counter:1
     """
-    from cryoci.errors import UsageError
-    from cryoci.ociimage import image, reference
+    from cryoci.cli import node, render
+    from cryoci.ociimage import reference, report
 
-    ref = reference.parse(image_ref)
-    if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
-        raise UsageError(f"{image_ref} is no image", hint="push it first: cryoci push SOURCE NAME")
-    info = image.inspect(ref, registry_options=output.options(**where))
-    if as_json:
-        output.emit_json(info)
-        return
-    output.pairs(
-        [
-            ("image", info.reference),
-            ("digest", info.digest),
-            ("manifest", info.manifest_digest),
-            ("created", info.created),
-            ("container", f"{info.container_name} {info.container_id[:12]}".strip()),
-            ("engine", " ".join(filter(None, (info.engine, info.facts.get("engine.version", ""))))),
-            ("base image", info.base_image),
-            ("base digest", info.base_digest),
-            ("runtime", " ".join(filter(None, (info.runtime, info.facts.get("runtime.version", ""))))),
-            ("criu", info.criu_version),
-            ("host", " ".join(filter(None, (info.architecture, info.facts.get("host.kernel", ""))))),
-            ("pod", "/".join(filter(None, (info.facts.get("pod.namespace"), info.facts.get("pod.name"))))),
-            ("size", f"{output.size(info.size)} ({output.size(info.raw_size)} unpacked)"),
-        ]
-    )
-    click.echo()
-    output.table(
-        ("LAYER", "SIZE", "UNPACKED", "DIGEST"),
-        [
-            (
-                layer.holds or layer.media_type,
-                output.size(layer.size),
-                output.size(layer.raw_size),
-                layer.digest,
+    shown = {key: rest.pop(key) for key in ("files", "sockets", "mounts", "stats", "annotations", "cmd")}
+    everything, env, pid, fetch = (rest.pop(key) for key in ("show_all", "env", "pid", "fetch"))
+    shown = {key: value or everything for key, value in shown.items()}
+    here = node.here()
+    found = []
+    for text in references:
+        found.append(
+            report.inspect(
+                reference.parse(text),
+                node=here,
+                memory=shown["cmd"] or env,
+                everything=fetch,
+                registry_options=output.options(**rest),
             )
-            for layer in info.layers
-        ],
-    )
-    if show_annotations:
-        click.echo()
-        output.pairs(sorted(info.annotations.items()))
+        )
+    if as_json:
+        output.emit_json(found[0] if len(found) == 1 else found)
+        return
+    for number, one in enumerate(found):
+        if number:
+            click.echo()
+        render.report(one, render.Shown(**shown, env=env, pid=pid))

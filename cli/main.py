@@ -39,6 +39,16 @@ VERBS = {
     "doctor": "Say what keeps checkpoints from working here.",
     "debug": "Pack what is known of a failed attempt into one file.",
     "explain": "Say why a dump or restore failed, from its log.",
+    "ls": "List checkpoint images, or the archives of a directory.",
+    "show": "Show checkpoints, a line each.",
+    "diff": "Show what changed between two checkpoints.",
+    "memory": "Look into the memory of a checkpoint.",
+    "copy": "Copy an image as it is.",
+    "tag": "Give an image another name, or pin it.",
+    "save": "Write an image to one file.",
+    "load": "Take images out of a file.",
+    "gc": "Remove old checkpoint images by a policy.",
+    "convert": "Turn one engine's checkpoint into another's.",
 }
 
 _FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--compression",
     default="zstd:1",
     show_default=True,
-    help="zstd:LEVEL, gzip:LEVEL (for old engines) or none.",
+    help="zstd:LEVEL, gzip:LEVEL (for old engines), none, or auto: as strong as the link is slow.",
 )
 @output.registry_options
 @output.json_option

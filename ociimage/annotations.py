@@ -29,6 +29,8 @@ CHECKPOINTED = CRYOCI + "checkpointed"  # RFC 3339 time of the dump
 LAYER_KIND = CRYOCI + "layer"  # on a layer: "metadata", or the name of the one file it holds
 LAYER_RAW_SIZE = CRYOCI + "layer.raw-size"  # on a layer: bytes of its tar
 
+PIN = CRYOCI + "pin"  # on an entry of a layout's index.json: retention leaves the name alone
+
 REF_NAME = "org.opencontainers.image.ref.name"  # OCI layout: the name of an image in index.json
 CREATED = "org.opencontainers.image.created"  # RFC 3339
 ZSTD = "io.github.containers.compression.zstd"  # on an index's descriptor: "true" (containers/image)
@@ -148,3 +150,8 @@ def criu_number(version: str) -> str | None:
     if not match:
         return None
     return str(int(match[1]) * 10000 + int(match[2]) * 100 + int(match[3] or 0))
+
+
+def number(text: str | None) -> int | None:
+    """A size in an annotation; None when it is none."""
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 18 else None

@@ -117,10 +117,10 @@ def validate(directory: Path) -> Checkpoint:
             f"{directory} is not a checkpoint: it has no checkpoint/inventory.img",
             hint="give the directory that `cryoci checkpoint -o DIR` made, or an unpacked engine archive",
         )
-    texts = {name: _read(directory / name, MAX_JSON) for name in DESCRIPTIONS if name in names}
+    texts = {name: read(directory / name, MAX_JSON) for name in DESCRIPTIONS if name in names}
     found = facts(texts)
     for log in ("dump.log", "checkpoint/dump.log"):
-        if log in names and (match := _VERSION.search(_read(directory / log, None))):
+        if log in names and (match := _VERSION.search(read(directory / log, None))):
             found.setdefault("criu.version", match[1].decode())
     return Checkpoint(
         directory,
@@ -212,7 +212,8 @@ def _engine(noted: Mapping[str, Any], documents: Mapping[str, Any]) -> str:
     return "containerd" if any(key.startswith("io.kubernetes.cri.") for key in noted) else ""
 
 
-def _read(path: Path, limit: int | None) -> bytes:
+def read(path: Path, limit: int | None = MAX_JSON) -> bytes:
+    """A description file of at most `limit` bytes; the first 8 KiB with None. Raises ImageError, OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         data = file.read(8192 if limit is None else limit + 1)

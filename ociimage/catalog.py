@@ -87,7 +87,7 @@ def inspect(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions |
         config.architecture,
         noted.get(families.CREATED) or config.created,
         found.manifest.config.size + sum(layer.size for layer in found.manifest.layers),
-        _number(noted.get(families.RAW_SIZE)),
+        families.number(noted.get(families.RAW_SIZE)),
         facts.get("engine.name", ""),
         facts.get("container.name", ""),
         facts.get("container.id", ""),
@@ -174,7 +174,7 @@ def _summary(store: Layout | Registry, name: str) -> ImageSummary:
         found.top.digest,
         noted.get(families.CREATED, ""),
         found.manifest.config.size + sum(layer.size for layer in found.manifest.layers),
-        _number(noted.get(families.RAW_SIZE)),
+        families.number(noted.get(families.RAW_SIZE)),
         facts.get("engine.name", ""),
         facts.get("container.name", ""),
         facts.get("image.name", ""),
@@ -198,9 +198,5 @@ def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]
 
 def _layer(layer: Descriptor) -> LayerInfo:
     noted = layer.annotations
-    raw = _number(noted.get(families.LAYER_RAW_SIZE))
+    raw = families.number(noted.get(families.LAYER_RAW_SIZE))
     return LayerInfo(layer.digest, layer.media_type, layer.size, raw, noted.get(families.LAYER_KIND, ""))
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 18 else None

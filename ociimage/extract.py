@@ -16,9 +16,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
 import tarfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,17 @@ _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Extractor:
     """Unpacks the layers of one image, or one archive, into `directory`, which must exist and be empty.
 
-    A file name may come once over all layers. Several threads may call `extract`, a layer each.
+    A file name may come once over all layers. Several threads may call `extract`, a layer each. With `keep`
+    only files whose name it accepts are written, at most `most` bytes of them; the others are checked all the
+    same. `sizes` has the bytes of every file that came.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, keep: Callable[[str], bool] | None = None, most: int = sys.maxsize
+    ) -> None:
+        self.sizes: dict[str, int] = {}
+        self._left = most
+        self._keep = keep
         self._root = os.open(directory, _DIR_FLAGS)
         self._lock = threading.Lock()
         self._seen: set[str] = set()
@@ -52,13 +60,16 @@ class Extractor:
             os.close(fd)
         os.close(self._root)
 
-    def extract(self, chunks: Iterable[bytes]) -> int:
-        """Unpack one tar; returns the bytes of its files. Raises ImageError; SpaceError on a full disk."""
+    def extract(self, chunks: Iterable[bytes], *, folder: str = "") -> int:
+        """Unpack one tar; returns the bytes of its files. Raises ImageError; SpaceError on a full disk.
+
+        With `folder` all that it holds lies flat, and belongs into that folder (containerd's CRIU layer).
+        """
         total = 0
         reader = tar.Reader(_checked(chunks))
         try:
             for entry in reader:
-                total += self._member(entry, reader)
+                total += self._member(entry, reader, folder)
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise SpaceError(
@@ -67,8 +78,10 @@ class Extractor:
             raise
         return total
 
-    def _member(self, entry: tar.Entry, reader: tar.Reader) -> int:
+    def _member(self, entry: tar.Entry, reader: tar.Reader, within: str) -> int:
         name = _normal(entry.name)
+        if within and name.rstrip("/") not in ("", "."):
+            name = f"{within}/{name}"
         if entry.kind == tar.DIRECTORY:
             name = name.rstrip("/")
             if name not in ("", ".", *archive.FOLDERS):
@@ -89,6 +102,16 @@ class Extractor:
         if not archive.allowed(name):
             raise archive.unknown(entry.name)
         self._once(name)
+        self.sizes[name] = entry.size
+        if self._keep is not None and not self._keep(name):
+            for _ in reader.data():
+                pass
+            return 0
+        self._left -= entry.size
+        if self._left < 0:
+            raise ImageError(
+                f"the checkpoint's descriptions are too large: {name} is {entry.size} bytes more"
+            )
         folder, slash, base = name.rpartition("/")
         fd = os.open(base, _FILE_FLAGS, 0o600, dir_fd=self._folder(folder) if slash else self._root)
         try:

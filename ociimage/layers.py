@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoci.errors import ImageError, UsageError
-from cryoci.ociimage import archive, manifest, tar, zstd
+from cryoci.ociimage import adaptive, archive, manifest, tar, zstd
 
 FRAME = 2 << 20  # bytes of tar per compressed frame
 BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
@@ -31,19 +32,25 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Compression:
-    """A codec and its level; `parse` reads "zstd:1", "gzip:6" or "none"."""
+    """A codec and its level; `parse` reads "zstd:1", "gzip:6", "none" or "auto".
+
+    `auto`: zstd, whose level follows the store (adaptive.py); `level` is where it starts.
+    """
 
     codec: str = "zstd"
     level: int = 1
+    auto: bool = False
 
     @staticmethod
     def parse(text: str) -> Compression:
         """Raises UsageError for an unknown codec or a level that it does not have."""
+        if text == "auto":
+            return Compression(auto=True)
         codec, colon, level = text.partition(":")
         bounds = {"zstd": (-50, 19, 1), "gzip": (1, 9, 6), "none": (0, 0, 0)}.get(codec)
         if bounds is None or (colon and not level.lstrip("-").isdigit()):
             raise UsageError(
-                f"unknown compression {text!r}", hint="use zstd:1, zstd:LEVEL, gzip:LEVEL or none"
+                f"unknown compression {text!r}", hint="use auto, zstd:1, zstd:LEVEL, gzip:LEVEL or none"
             )
         number = int(level) if colon else bounds[2]
         if not bounds[0] <= number <= bounds[1]:
@@ -56,10 +63,10 @@ class Compression:
         types = {"zstd": manifest.LAYER_ZSTD, "gzip": manifest.LAYER_GZIP, "none": manifest.LAYER_TAR}
         return types[self.codec]
 
-    def compressor(self) -> Callable[[memoryview], bytes]:
+    def compressor(self, level: int | None = None) -> Callable[[memoryview], bytes]:
         """A function that makes one complete frame of one buffer; one per thread."""
         if self.codec == "zstd":
-            return zstd.frame_compressor(self.level)
+            return zstd.frame_compressor(self.level if level is None else level)
         if self.codec == "gzip":
             return lambda data: zlib.compress(data, self.level, 31)
         return bytes
@@ -118,6 +125,7 @@ class Pool:
 
     def __init__(self, compression: Compression, workers: int = WORKERS) -> None:
         self.compression = compression
+        self.gauge = adaptive.Gauge() if compression.auto else None
         self._local = threading.local()
         self._executor = ThreadPoolExecutor(workers, "cryoci-compress")
 
@@ -126,10 +134,11 @@ class Pool:
         return self._executor.submit(self._compress, data)
 
     def _compress(self, data: memoryview) -> bytes:
-        if not hasattr(self._local, "compress"):
-            self._local.compress = self.compression.compressor()
-        result: bytes = self._local.compress(data)
-        return result
+        level = self.gauge.level if self.gauge is not None else self.compression.level
+        known: dict[int, Callable[[memoryview], bytes]] = self._local.__dict__.setdefault("compressors", {})
+        if level not in known:
+            known[level] = self.compression.compressor(level)
+        return known[level](data)
 
     def __enter__(self) -> Pool:
         return self
@@ -180,12 +189,21 @@ class Writer:
                 hashed = hasher.submit(hashing, view)
                 pending.append((self._pool.submit(view), hashed, view, buffer))
                 if len(pending) == DEPTH:
-                    yield take()
+                    yield from self._timed(take)
             while pending:
-                yield take()
+                yield from self._timed(take)
         finally:
             hasher.shutdown(wait=True, cancel_futures=True)
         self.diff_id = "" if plain else f"sha256:{digest.hexdigest()}"
+
+    def _timed(self, take: Callable[[], bytes]) -> Iterator[bytes]:
+        """One frame; the pool hears how long it was waited for, and how long its taker was busy with it."""
+        began = time.monotonic()
+        frame = take()
+        had = time.monotonic()
+        yield frame
+        if self._pool.gauge is not None:
+            self._pool.gauge.note(had - began, time.monotonic() - had)
 
     def _frames(self, spare: list[bytearray]) -> Iterator[tuple[memoryview, bytearray]]:
         """The tar in buffers of FRAME bytes, taken from `spare` so that pages are touched only once."""

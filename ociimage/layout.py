@@ -8,12 +8,14 @@ never removes a blob whose index entry is still to come.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +55,7 @@ class Layout:
             raise NotFoundError(
                 f"no OCI layout at {path}", hint="push an image to it first: cryoci push DIR NAME"
             )
-        version = strictjson.load_object(marker.read_bytes(), str(marker), limit=4096).get(
+        version = strictjson.load_object(_small(marker, 4096), str(marker), limit=4096).get(
             "imageLayoutVersion"
         )
         if version != "1.0.0":
@@ -71,7 +73,8 @@ class Layout:
                     f"{self.path} is not empty and not an OCI layout", hint="name another directory"
                 )
             with self._locked(".index.lock", fcntl.LOCK_EX):
-                self._blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for folder in (self._blobs.parent, self._blobs):
+                    folder.mkdir(mode=0o700, exist_ok=True)
                 if not (self.path / "oci-layout").exists():
                     files.write_atomic(self.path / "oci-layout", _LAYOUT)
         except PermissionError as e:
@@ -139,7 +142,7 @@ class Layout:
         """A blob's bytes, not verified: for `put_blob` of another store, which does that."""
         digest = descriptor.digest
         try:
-            file = open(self._file(digest), "rb", buffering=0)  # noqa: SIM115
+            file = open(self._file(digest), "rb", buffering=0, opener=_regular)  # noqa: SIM115
         except FileNotFoundError as e:
             raise ImageError(f"{self.path} lacks blob {digest}", hint="push or pull the image again") from e
         with file:
@@ -169,11 +172,7 @@ class Layout:
             if reference in (entry.annotations.get(families.REF_NAME), entry.digest):
                 return entry
         if reference.startswith("sha256:") and self._file(reference).is_file():
-            data = (
-                self._file(reference).read_bytes()
-                if self._file(reference).stat().st_size < MAX_MANIFEST
-                else b""
-            )
+            data = _small(self._file(reference), MAX_MANIFEST)
             value = strictjson.load_object(data, f"blob {reference}", limit=MAX_MANIFEST)
             media_type = value.get("mediaType")
             if media_type in (*INDEX_TYPES, *MANIFEST_TYPES):
@@ -190,10 +189,12 @@ class Layout:
         if name is not None:
             inner = Index.parse(data) if media_type in INDEX_TYPES else Manifest.parse(data)
             noted = {**inner.annotations, families.REF_NAME: name}
-            entry = Descriptor(media_type, digest, len(data), noted)
             with self._locked(".index.lock", fcntl.LOCK_EX):
-                kept = [e for e in self.entries() if e.annotations.get(families.REF_NAME) != name]
-                self._write_index([*kept, entry])
+                entries = self.entries()
+                kept = [e for e in entries if e.annotations.get(families.REF_NAME) != name]
+                if any(e not in kept and e.annotations.get(families.PIN) for e in entries):
+                    noted[families.PIN] = "true"
+                self._write_index([*kept, Descriptor(media_type, digest, len(data), noted)])
         return digest
 
     def names(self) -> list[str]:
@@ -203,7 +204,7 @@ class Layout:
     def entries(self) -> list[Descriptor]:
         """index.json's descriptors; none when it does not exist yet."""
         try:
-            data = (self.path / "index.json").read_bytes()
+            data = _small(self.path / "index.json", MAX_INDEX)
         except FileNotFoundError:
             return []
         value = strictjson.load_object(data, str(self.path / "index.json"), limit=MAX_INDEX)
@@ -211,6 +212,27 @@ class Layout:
         if value.get("schemaVersion") != 2 or not isinstance(manifests, list):
             raise ImageError(f"{self.path / 'index.json'} is not an image index")
         return [Descriptor.parse(m, f"index.json: manifest {i}") for i, m in enumerate(manifests)]
+
+    def pins(self) -> list[str]:
+        """The names that are pinned, sorted."""
+        return sorted(
+            name
+            for e in self.entries()
+            if e.annotations.get(families.PIN) and (name := e.annotations.get(families.REF_NAME))
+        )
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Pin a name, so that retention keeps whatever image has it, or let it go. Raises NotFoundError."""
+        with self._locked(".index.lock", fcntl.LOCK_EX):
+            entries = self.entries()
+            for i, e in enumerate(entries):
+                if e.annotations.get(families.REF_NAME) == name:
+                    rest = {k: v for k, v in e.annotations.items() if k != families.PIN}
+                    noted = {**rest, families.PIN: "true"} if pinned else rest
+                    entries[i] = Descriptor(e.media_type, e.digest, e.size, noted)
+                    self._write_index(entries)
+                    return
+        raise NotFoundError(f"no image {name} in {self.path}")
 
     def untag(self, reference: str) -> None:
         """Take the image of that name, or all of that digest, out of index.json. Raises NotFoundError."""
@@ -272,3 +294,25 @@ class Layout:
             yield
         finally:
             os.close(fd)
+
+
+def _small(path: Path, limit: int) -> bytes:
+    """A file of at most `limit` bytes. Raises ImageError for a larger one and for what is no file."""
+    with open(path, "rb", buffering=0, opener=_regular) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise ImageError(f"{path} is {size} bytes; at most {limit} are accepted")
+        return file.read(limit)
+
+
+def _regular(path: str, flags: int) -> int:
+    """Open a regular file: a layout may come from elsewhere, with FIFOs and links in it."""
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        if e.errno == errno.ELOOP:
+            raise ImageError(f"{path} is a link, not a file") from e
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ImageError(f"{path} is not a regular file")
+    return fd

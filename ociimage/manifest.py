@@ -118,7 +118,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The manifest's bytes; no artifactType, so that engines store it as an image."""
-        return _dump(
+        return dump(
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST,
@@ -154,7 +154,7 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """The index's bytes."""
-        return _dump(
+        return dump(
             {
                 "schemaVersion": 2,
                 "mediaType": INDEX,
@@ -199,7 +199,7 @@ class ImageConfig:
 
     def to_bytes(self) -> bytes:
         """The config's bytes."""
-        return _dump(
+        return dump(
             {
                 "created": self.created,
                 "architecture": self.architecture,
@@ -253,7 +253,7 @@ def _strings(value: Any, what: str) -> dict[str, str]:
     return items
 
 
-def _dump(value: dict[str, Any]) -> bytes:
+def dump(value: dict[str, Any]) -> bytes:
     """As Go's encoding/json writes it, fields in the order of image-spec's Go types.
 
     containers/image compares an index with its own rendering, and refuses to copy one that differs when it

@@ -27,7 +27,10 @@ def loads(data: bytes, what: str, *, limit: int) -> Any:
         if depth > MAX_DEPTH:
             raise ImageError(f"{what} is JSON nested deeper than {MAX_DEPTH} levels")
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse)
+        if b"\\ud" in data or b"\\uD" in data:  # half a pair is no text: it could not be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as e:
         raise ImageError(f"{what} is not valid JSON: {e}") from e
 

@@ -15,6 +15,7 @@ from cryoci.errors import ImageError
 
 BLOCK = 512
 MAX_META = 64 << 10  # bytes of one PAX header or GNU long name
+MAX_HEAD = 4 * MAX_META  # bytes of all headers of one entry
 MAX_ENTRIES = 1_000_000
 FILE, HARDLINK, SYMLINK, DIRECTORY = b"0", b"1", b"2", b"5"
 _KINDS = {
@@ -87,7 +88,19 @@ class Reader:
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield entries. Raises ImageError for a tar that is damaged, truncated or of an unknown dialect."""
+        for entry, _ in self._entries(sparse=False):
+            yield entry
+
+    def raw(self) -> Iterator[tuple[Entry, bytes]]:
+        """Yield each entry with its header blocks as they came, to be copied rather than unpacked.
+
+        Sparse files of the PAX form pass: their `data` is what is stored. Raises ImageError.
+        """
+        yield from self._entries(sparse=True)
+
+    def _entries(self, *, sparse: bool) -> Iterator[tuple[Entry, bytes]]:
         pax: dict[str, str] = {}
+        head = b""
         for _ in range(MAX_ENTRIES):
             block = self._take(BLOCK)
             if block == END[:BLOCK]:
@@ -99,15 +112,19 @@ class Reader:
                 return
             kind, size = _parse(block), _number(block[124:136], "size")
             if kind in (b"x", b"L", b"K"):
-                self._meta(kind, size, pax)
+                head += block + self._meta(kind, size, pax)
+                if len(head) > MAX_HEAD:
+                    raise ImageError("tar entry has too many extended headers")
                 continue
             if kind == b"g":
                 self._discard(size)
                 continue
+            if not sparse or kind == b"S":
+                _refuse_sparse(kind, pax)
             entry = _entry(block, kind, size, pax)
-            pax = {}
             self._left = entry.size
-            yield entry
+            yield entry, head + block
+            pax, head = {}, b""
             if self._left:
                 raise ImageError(f"tar entry {entry.name[:200]!r} was not read to its end")
             self._take(-entry.size % BLOCK)
@@ -123,15 +140,16 @@ class Reader:
             self._left -= len(piece)
             yield piece
 
-    def _meta(self, kind: bytes, size: int, pax: dict[str, str]) -> None:
+    def _meta(self, kind: bytes, size: int, pax: dict[str, str]) -> bytes:
         if size > MAX_META:
             raise ImageError(f"tar extended header is {size} bytes; at most {MAX_META} are accepted")
         raw = self._take(size)
-        self._take(-size % BLOCK)
+        rest = self._take(-size % BLOCK)
         if kind == b"x":
             pax.update(_records(raw))
         else:
             pax["path" if kind == b"L" else "linkpath"] = _text(raw.rstrip(b"\0"))
+        return raw + rest
 
     def _discard(self, size: int) -> None:
         if size > MAX_META:
@@ -164,9 +182,12 @@ def _parse(block: bytes) -> bytes:
     return block[156:157]
 
 
-def _entry(block: bytes, kind: bytes, size: int, pax: dict[str, str]) -> Entry:
+def _refuse_sparse(kind: bytes, pax: dict[str, str]) -> None:
     if any(key.startswith("GNU.sparse") for key in pax) or kind == b"S":
         raise ImageError("tar holds a sparse file", hint="pack it without tar's --sparse")
+
+
+def _entry(block: bytes, kind: bytes, size: int, pax: dict[str, str]) -> Entry:
     name = _text(block[:100].split(b"\0", 1)[0])
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = f"{_text(prefix)}/{name}"

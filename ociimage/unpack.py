@@ -22,15 +22,16 @@ from pathlib import Path
 from cryoci import files
 from cryoci.errors import ConflictError, ImageError, NotFoundError, PrivilegeError, UsageError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, extract, inflate, parallel, stores
+from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, parallel, stores
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import LAYER_TYPES, Descriptor
+from cryoci.ociimage.manifest import INDEX_TYPES, LAYER_TYPES, MAX_MANIFEST, Descriptor, Index
 from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import ArchiveRef, LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
 
 WORKERS = 2  # decompressing threads
+LOADED = "loaded"  # the name of the one image of a saved archive, in its scratch layout
 RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
 
 
@@ -62,7 +63,8 @@ def pull(
     """
     began = time.monotonic()
     if isinstance(ref, ArchiveRef):
-        return _unpack_archive(ref, directory, progress or Silent(), began)
+        made = _unpack_layout if ociarchive.looks_like(ref.path) else _unpack_archive
+        return made(ref, directory, progress or Silent(), began)
     store = stores.open_store(ref, registry_options)
     found = stores.resolve(store, stores.source_name(ref, store))
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
@@ -167,6 +169,52 @@ def _told(chunks: Iterator[bytes], progress: Progress, token: object) -> Iterato
         yield chunk
 
 
+def _annotations(checkpoint: archive.Checkpoint) -> dict[str, str]:
+    """What its descriptions say. Raises ImageError when no manifest could hold it."""
+    try:
+        return families.build(checkpoint.facts)
+    except UsageError as e:
+        raise ImageError(f"the checkpoint describes itself in an odd way: {e.message}") from e
+
+
+def load_one(ref: ArchiveRef, layout: Layout, progress: Progress | None = None) -> Index | None:
+    """Load the one image of a saved archive into `layout` as LOADED; returns its index, if it has one."""
+    with layout.session():
+        entries = ociarchive.load(ref.path, layout, progress=progress)
+        if len(entries) != 1:
+            raise ImageError(
+                f"{ref} holds {len(entries)} images", hint=f"load them, then name one: cryoci load {ref}"
+            )
+        entry = entries[0][1]
+        data = blob.read_small(layout, entry, MAX_MANIFEST)
+        layout.put_manifest(data, entry.media_type, LOADED)
+    return Index.parse(data) if entry.media_type in INDEX_TYPES else None
+
+
+def _unpack_layout(ref: ArchiveRef, directory: Path, progress: Progress, began: float) -> PulledImage:
+    """An image archive: a checkpoint image that was saved, or one of containerd's own kind."""
+    with ociarchive.scratch_layout() as layout:
+        index = load_one(ref, layout, progress)
+        if index is None or not ctr.is_checkpoint(index):
+            return replace(pull(LayoutRef(layout.path, LOADED), directory), reference=str(ref))
+        digest = layout.get_manifest(LOADED).digest
+        with staged(directory) as stage:
+            ctr.unpack(layout, index, stage)
+            checkpoint = archive.validate(stage)
+            noted = _annotations(checkpoint)
+    return PulledImage(
+        directory,
+        digest,
+        digest,
+        sum(part.size for part in index.manifests),
+        checkpoint.size,
+        time.monotonic() - began,
+        str(ref),
+        noted,
+        replace(checkpoint, path=directory),
+    )
+
+
 def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began: float) -> PulledImage:
     try:
         file = open(ref.path, "rb", buffering=0)  # noqa: SIM115
@@ -196,6 +244,7 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
             finally:
                 incoming.close()
             checkpoint = archive.validate(stage)
+            noted = _annotations(checkpoint)
     progress.done(token)
     name = f"sha256:{digest.hexdigest()}"
     return PulledImage(
@@ -206,6 +255,6 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
         checkpoint.size,
         time.monotonic() - began,
         str(ref),
-        families.build(checkpoint.facts),
+        noted,
         replace(checkpoint, path=directory),
     )

@@ -19,7 +19,22 @@ from cryoci.errors import NotFoundError, UsageError
 from tests.unit.images import checkpoint, no_credentials, registry, tree_of  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-VERBS = ("push", "pull", "list", "inspect", "rm")
+VERBS = (
+    "push",
+    "pull",
+    "list",
+    "inspect",
+    "rm",
+    "show",
+    "diff",
+    "memory",
+    "copy",
+    "tag",
+    "save",
+    "load",
+    "gc",
+    "convert",
+)
 
 
 def cryoci(verb: str, *words: str) -> str:
@@ -69,8 +84,7 @@ def test_push_of_an_engines_archive(checkpoint: Path, tmp_path: Path) -> None:
         ("pull", "./a", "./b"),
         ("pull", "a:1"),
         ("pull", "a.tar", "b:1"),
-        ("list", "./a"),
-        ("inspect", "./a"),
+        ("list", "a.tar"),
         ("rm", "./a"),
     ],
 )

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci copy: an image from place to place as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cryoci.cli import output
+
+
+@click.command("copy", short_help="Copy an image as it is.")
+@click.argument("source")
+@click.argument("target")
+@output.registry_options
+@output.json_option
+@output.quiet_option
+def command(source: str, target: str, as_json: bool, quiet: bool, **where: Any) -> None:
+    """Copy the image SOURCE to TARGET, both NAME, oci:LAYOUT:NAME or HOST/REPO:TAG.
+
+    Nothing is compressed again, so digests stay; blobs that TARGET has are skipped, every other is verified.
+
+    \b
+    Examples:
+      cryoci copy counter:1 oci:/backup:counter-1
+      cryoci copy registry-a.example.com/counter:1 registry-b.example.com/counter:1
+    """
+    from cryoci.errors import UsageError
+    from cryoci.ociimage import image, reference
+
+    places = []
+    for text in (source, target):
+        ref = reference.parse(text)
+        if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
+            raise UsageError(
+                f"{text} is no image", hint="directories and archives: cryoci push, cryoci pull"
+            )
+        places.append(ref)
+    with output.progress(quiet or as_json) as progress:
+        done = image.copy(*places, progress=progress, registry_options=output.options(**where))
+    if as_json:
+        output.emit_json(done)
+    elif quiet:
+        click.echo(done.digest)
+    else:
+        there = f", {output.size(done.skipped)} were there" if done.skipped else ""
+        click.echo(
+            f"copied {done.reference}: {output.size(done.size)} in {output.seconds(done.seconds)}{there}"
+        )
+        click.echo(f"digest {done.digest}")

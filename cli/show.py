@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci show: checkpoints, a line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cryoci.cli import output
+
+
+@click.command("show", short_help="Show checkpoints, a line each.")
+@click.argument("references", metavar="REF...", nargs=-1, required=True)
+@output.registry_options
+@output.json_option
+def command(references: tuple[str, ...], as_json: bool, **where: Any) -> None:
+    """Show each REF (image, directory or archive) in one line: whose it is, of what, when, how large.
+
+    \b
+    Examples:
+      cryoci show counter:1 ./podman-export.tar.zst
+      cryoci show --json /var/lib/kubelet/checkpoints/*.tar
+    """
+    from cryoci.ociimage import reference, report
+
+    options = output.options(**where)
+    found = [report.inspect(reference.parse(text), registry_options=options) for text in references]
+    if as_json:
+        output.emit_json([report.overview(one) for one in found])
+        return
+    output.table(
+        ("CONTAINER", "IMAGE", "ID", "RUNTIME", "CREATED", "CHECKPOINTED", "ENGINE", "MEMORY", "FILES"),
+        [
+            (
+                one.container["name"],
+                one.base_image["name"],
+                one.container["id"][:12],
+                one.runtime,
+                one.created,
+                one.checkpointed,
+                one.engine,
+                output.size(one.sizes.memory),
+                output.size(one.sizes.rootfs),
+            )
+            for one in found
+        ],
+    )

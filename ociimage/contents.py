@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a checkpoint wherever it lies: only what is asked for is fetched and written down.
+
+An image of cryoci's has its small files in the first layer, and each large one in a layer that says so:
+`opened` fetches no more than it must. Images of other makers, and archives, are one stream.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryoci.errors import ImageError, NotFoundError
+from cryoci.ociimage import annotations as families
+from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, stores, unpack
+from cryoci.ociimage.criu.image import DirectoryImages
+from cryoci.ociimage.layout import Layout
+from cryoci.ociimage.manifest import Descriptor
+from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, Reference
+from cryoci.ociimage.registry import Registry
+from cryoci.ociimage.transport import RegistryOptions
+
+MAX_FIRST = 64 << 20  # bytes, compressed: a first layer up to this is fetched for its descriptions
+GPU = "checkpoint/gpu.dump"  # docs/gpu.dump.schema.json
+_DESCRIBED = frozenset({*archive.DESCRIPTIONS, "network.status", "stats-dump", "deleted.files", "dump.log"})
+MAX_DESCRIBED = 1 << 30  # bytes of descriptions and CRIU images: about 250 GB of memory in single pages
+_KINDS = (
+    "inventory",
+    "pstree",
+    "core",
+    "mm",
+    "pagemap",
+    "fdinfo",
+    "files",
+    "fs",
+    "ids",
+    "mountpoints",
+    "utsns",
+)
+
+
+@dataclass
+class Contents:
+    """What was fetched, in `directory`; `sizes` has every file of the checkpoint that is known of.
+
+    `complete` is False when layers were left out whose content nobody says (`everything` fetches them).
+    """
+
+    directory: Path
+    sizes: dict[str, int] = field(default_factory=dict)
+    complete: bool = True
+    digest: str = ""
+    fetched: int = 0
+
+    @property
+    def images(self) -> DirectoryImages:
+        """The CRIU images among it."""
+        return DirectoryImages(self.directory)
+
+
+def is_description(name: str) -> bool:
+    """Whether a file describes the checkpoint, rather than being its memory or files."""
+    folder, slash, base = name.rpartition("/")
+    if not slash:
+        return name in _DESCRIBED
+    if name == GPU:
+        return True
+    if folder not in ("checkpoint", "pre-checkpoint") or not base.endswith(".img"):
+        return False
+    return base.removesuffix(".img").partition("-")[0] in _KINDS and not base.startswith("pagemap-shmem")
+
+
+@contextmanager
+def opened(
+    ref: Reference,
+    keep: Callable[[str], bool] = is_description,
+    *,
+    everything: bool = False,
+    place: Path | None = None,
+    registry_options: RegistryOptions | None = None,
+) -> Iterator[Contents]:
+    """The files of a checkpoint that `keep` accepts, for the time of a with block.
+
+    `everything` fetches layers that do not say what they hold, however large. `place` is the directory for a
+    scratch copy, by default the system's. Raises NotFoundError, ImageError, IntegrityError, SpaceError,
+    RegistryError.
+    """
+    if isinstance(ref, DirectoryRef):
+        checkpoint = archive.validate(ref.path)
+        yield Contents(ref.path, {file.name: file.size for file in checkpoint.files})
+        return
+    with tempfile.TemporaryDirectory(prefix="cryoci-", dir=place) as made:
+        directory = Path(made)
+        if isinstance(ref, ArchiveRef) and not ociarchive.looks_like(ref.path):
+            yield _archive(ref, directory, keep)
+        elif isinstance(ref, ArchiveRef):
+            yield _saved(ref, directory, keep)
+        else:
+            store = stores.open_store(ref, registry_options)
+            yield _image(store, stores.source_name(ref, store), directory, keep, everything)
+
+
+def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> Contents:
+    try:
+        file = open(ref.path, "rb", buffering=0)  # noqa: SIM115
+    except FileNotFoundError as e:
+        raise NotFoundError(f"no archive at {ref.path}") from e
+
+    def read() -> Iterator[bytes]:
+        while chunk := file.read(blob.CHUNK):
+            yield chunk
+
+    with file, _extractor(directory, keep) as extractor, _pool() as pool:
+        incoming = inflate.ahead(read())
+        try:
+            extractor.extract(inflate.inflate(incoming, pool, limit=sys.maxsize))
+        finally:
+            incoming.close()
+        size = file.tell()
+    if not any(name.endswith("checkpoint/inventory.img") for name in extractor.sizes):
+        raise ImageError(f"{ref} is not a checkpoint: it has no checkpoint/inventory.img")
+    return Contents(directory, extractor.sizes, fetched=size)
+
+
+def _saved(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> Contents:
+    """A saved image; containerd's own kind is unpacked as a whole."""
+    with ociarchive.scratch_layout() as layout:
+        index = unpack.load_one(ref, layout)
+        if index is not None and ctr.is_checkpoint(index):
+            ctr.unpack(layout, index, directory)
+            return Contents(directory, {f.name: f.size for f in archive.validate(directory).files})
+        return _image(layout, unpack.LOADED, directory, keep, True)
+
+
+def _image(
+    store: Layout | Registry, name: str, directory: Path, keep: Callable[[str], bool], everything: bool
+) -> Contents:
+    found = stores.resolve(store, name)
+    layers = found.manifest.layers
+    result = Contents(directory, digest=found.top.digest)
+    with _extractor(directory, keep) as extractor, _pool() as pool:
+        for number, layer in enumerate(layers):
+            unpack.check_type(layer)
+            kind = layer.annotations.get(families.LAYER_KIND, "")
+            if archive.allowed(kind):
+                if keep(kind):
+                    _fetch(store, layer, extractor, pool)
+                    result.fetched += layer.size
+                elif raw := families.number(layer.annotations.get(families.LAYER_RAW_SIZE)):
+                    result.sizes[kind] = max(0, raw - _overhead(kind))
+            elif everything or (number == 0 and layer.size <= MAX_FIRST):
+                _fetch(store, layer, extractor, pool)
+                result.fetched += layer.size
+            else:
+                result.complete = False
+    result.sizes.update(extractor.sizes)
+    return result
+
+
+def _extractor(directory: Path, keep: Callable[[str], bool]) -> extract.Extractor:
+    """Memory is as large as it is; what merely describes it is bounded."""
+    return extract.Extractor(directory, keep, MAX_DESCRIBED if keep is is_description else sys.maxsize)
+
+
+def _fetch(
+    store: Layout | Registry, layer: Descriptor, extractor: extract.Extractor, pool: Executor
+) -> None:
+    incoming = inflate.ahead(store.open_blob(layer))
+    try:
+        extractor.extract(inflate.inflate(incoming, pool, limit=unpack.raw_limit(layer, sys.maxsize)))
+    finally:
+        incoming.close()
+
+
+def _overhead(name: str) -> int:
+    """About what a layer's tar has besides its one file: headers, and the end."""
+    return 1536 + (512 if "/" in name else 0)
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(unpack.WORKERS, "cryoci-inflate")

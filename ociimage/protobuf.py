@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protocol buffers, as much as CRIU's images and containerd's Any need: read with bounds, and one field written.
+
+A message is a sequence of (number, wire type, value); what the numbers mean, the caller knows. Everything
+that is malformed raises ImageError; nothing is allocated on the word of a length. Wire format:
+https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from cryoci.errors import ImageError
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_WIDTHS = {_FIXED64: 8, _FIXED32: 4}
+_MASK = (1 << 64) - 1
+
+
+class Message:
+    """The fields of one message; accessors give the last value of a field, as the specification wants it."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._fields: dict[int, list[int | bytes]] = {}
+        view, at = memoryview(data), 0
+        while at < len(view):
+            key, at = varint(view, at)
+            number, wire = key >> 3, key & 7
+            value: int | bytes
+            if number == 0:
+                raise ImageError("a message has a field of number 0: it is damaged")
+            if wire == _VARINT:
+                value, at = varint(view, at)
+            elif wire == _BYTES:
+                size, at = varint(view, at)
+                value, at = _cut(view, at, size)
+            elif wire in _WIDTHS:
+                raw, at = _cut(view, at, _WIDTHS[wire])
+                value = int.from_bytes(raw, "little")
+            else:
+                raise ImageError(f"a message has a field of wire type {wire}: it is damaged")
+            self._fields.setdefault(number, []).append(value)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._fields
+
+    def number(self, number: int, default: int = 0) -> int:
+        """An unsigned integer, an enum or a bool."""
+        values = self._fields.get(number)
+        if values is None:
+            return default
+        if not isinstance(values[-1], int):
+            raise ImageError(f"field {number} of a message is not a number: it is damaged")
+        return values[-1]
+
+    def numbers(self, number: int) -> list[int]:
+        """A repeated integer, packed or not."""
+        result: list[int] = []
+        for value in self._fields.get(number, ()):
+            if isinstance(value, int):
+                result.append(value)
+                continue
+            at = 0
+            while at < len(value):
+                one, at = varint(value, at)
+                result.append(one)
+        return result
+
+    def data(self, number: int) -> bytes:
+        """A bytes field; empty when it is not there."""
+        values = self._fields.get(number)
+        if values is None:
+            return b""
+        if not isinstance(values[-1], bytes):
+            raise ImageError(f"field {number} of a message is not bytes: it is damaged")
+        return values[-1]
+
+    def text(self, number: int) -> str:
+        """A string; what is not UTF-8 in it is replaced."""
+        return self.data(number).decode(errors="replace")
+
+    def message(self, number: int) -> Message:
+        """A message within; an empty one when it is not there."""
+        return Message(self.data(number))
+
+    def messages(self, number: int) -> list[Message]:
+        """A repeated message."""
+        values = self._fields.get(number, ())
+        if not all(isinstance(value, bytes) for value in values):
+            raise ImageError(f"field {number} of a message is not a message: it is damaged")
+        return [Message(value) for value in values if isinstance(value, bytes)]
+
+
+def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """The number at offset `at`, and the offset after it. Raises ImageError."""
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & _MASK, at
+        shift += 7
+    raise ImageError("a message ends in the middle of a number: it is damaged")
+
+
+def field(number: int, value: bytes) -> bytes:
+    """A bytes, string or message field."""
+    return _number(number << 3 | _BYTES) + _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    result = b""
+    while value >= 0x80:
+        result += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return result + bytes([value])
+
+
+def _cut(view: memoryview, at: int, size: int) -> tuple[bytes, int]:
+    if size > len(view) - at:
+        raise ImageError("a message ends in the middle of a field: it is damaged")
+    return bytes(view[at : at + size]), at + size
