@@ -25,6 +25,9 @@ VERBS = {
     "pull": "Fetch a checkpoint image, every byte verified.",
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
+    "sign": "Sign a checkpoint image, as cosign does.",
+    "verify": "Show who signed a checkpoint image.",
+    "keygen": "Make a key pair for signing, or for encryption.",
     "rm": "Remove checkpoint images and free their space.",
 }
 

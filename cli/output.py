@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from cryoci.ociimage.progress import Progress
     from cryoci.ociimage.transport import RegistryOptions
+    from cryoci.ociimage.trust.policy import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -160,6 +161,12 @@ def options(
     from cryoci.ociimage.transport import RegistryOptions
 
     return RegistryOptions(plain_http, tls_verify, ca_file, authfile)
+
+
+def verdict(found: Verdict | None) -> None:
+    """What the policy has against an image that is used all the same, on stderr."""
+    if found is not None and found.warning:
+        click.echo(f"cryoci: warning: {found.warning}", err=True)
 
 
 quiet_option = click.option(

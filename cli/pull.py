@@ -38,6 +38,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
     from cryoci.files import scratch
     from cryoci.ociimage import image, reference
     from cryoci.ociimage.export import export
+    from cryoci.ociimage.trust.policy import Gate
 
     origin = reference.parse(source)
     if isinstance(origin, reference.DirectoryRef):
@@ -46,13 +47,16 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
         )
     goal = reference.parse(target) if target else _stored(origin, source)
     options = output.options(**where)
+    gate = Gate(origin, options)
     with output.progress(quiet or as_json) as progress:
         if isinstance(goal, reference.DirectoryRef):
-            pulled = image.pull(origin, goal.path, progress=progress, registry_options=options)
+            pulled = image.pull(origin, goal.path, progress=progress, registry_options=options, gate=gate)
             _report(pulled, str(pulled.directory), pulled.raw_size, as_json=as_json, quiet=quiet)
         elif isinstance(goal, reference.ArchiveRef):
             with scratch("pull.") as place:
-                made = image.pull(origin, place / "checkpoint", progress=progress, registry_options=options)
+                made = image.pull(
+                    origin, place / "checkpoint", progress=progress, registry_options=options, gate=gate
+                )
                 exported = export(made.directory, goal, progress=progress)
             if as_json:
                 output.emit_json(exported)
@@ -63,8 +67,9 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
                 f"cannot pull {source} to {target}", hint="use push to make an image of an archive"
             )
         else:
-            copied = image.copy(origin, goal, progress=progress, registry_options=options)
+            copied = image.copy(origin, goal, progress=progress, registry_options=options, gate=gate)
             _report(copied, copied.reference, copied.size, as_json=as_json, quiet=quiet)
+    output.verdict(gate.verdict)
 
 
 def _stored(origin: Any, source: str) -> Any:

@@ -60,6 +60,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     from cryoci.cli.signals import unwinding
     from cryoci.files import scratch
     from cryoci.ociimage import archive, image, reference
+    from cryoci.ociimage.trust.policy import Gate
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
@@ -81,16 +82,19 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     )
     source = reference.parse(ref)
     pulled = None
+    gate = Gate(source, output.options(**registry))
     with unwinding(), scratch("restore.") as place:
         directory = place / "checkpoint"
         if isinstance(source, reference.DirectoryRef):
+            gate(None, None)
             archive.validate(source.path)
             directory = source.path.resolve()
         else:
             with output.progress(quiet or as_json) as progress:
                 pulled = image.pull(
-                    source, directory, progress=progress, registry_options=output.options(**registry)
+                    source, directory, progress=progress, registry_options=gate.options, gate=gate
                 )
+        output.verdict(gate.verdict)
         done = restore(directory, options)
     if done.status is not None:
         sys.exit(done.status)

@@ -73,6 +73,7 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of this descriptor."""
@@ -81,6 +82,8 @@ class Descriptor:
             value["annotations"] = dict(sorted(self.annotations.items()))
         if self.platform:
             value["platform"] = dict(sorted(self.platform.items()))
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
         return value
 
     @staticmethod
@@ -105,6 +108,7 @@ class Descriptor:
                 for k, v in _object(value.get("platform"), f"{what}: platform").items()
                 if isinstance(v, str)
             },
+            str(value.get("artifactType") or ""),
         )
 
 
@@ -159,7 +163,7 @@ class Index:
                 "schemaVersion": 2,
                 "mediaType": INDEX,
                 "manifests": [m.to_json() for m in self.manifests],
-                "annotations": dict(sorted(self.annotations.items())),
+                **({"annotations": dict(sorted(self.annotations.items()))} if self.annotations else {}),
             }
         )
 

@@ -19,15 +19,25 @@ import urllib3
 
 from cryoci.errors import ImageError, IntegrityError, NotFoundError, RegistryError
 from cryoci.ociimage import blob, strictjson, transport
-from cryoci.ociimage.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, Descriptor, digest_of
+from cryoci.ociimage.manifest import (
+    INDEX,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_MANIFEST,
+    Descriptor,
+    Index,
+    digest_of,
+)
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import LostError, RegistryOptions
 
 SMALL = 1 << 20  # bytes; a blob up to this is hashed before it is sent, and skipped when it is there
 PIECE = 256 << 10  # bytes of one HTTP chunk
 MAX_TAGS = 100_000
+MAX_REFERRERS = 1000
 _ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
 _OCTETS = {"Content-Type": "application/octet-stream"}
+_NO_REFERRERS = (400, 404, 405, 406, 501)  # answers of registries without the referrers API
 _NO_PATCH = (404, 405, 411, 415, 501)  # answers of registries that take no streamed PATCH
 
 
@@ -192,11 +202,30 @@ class Registry:
             tags = strictjson.load_object(answer.content, "tag list", limit=MAX_MANIFEST).get("tags") or []
             before = len(found)
             found.update(tag for tag in tags if isinstance(tag, str))
-            link = re.match(r'<([^>]+)>;\s*rel="?next"?', answer.headers.get("Link", ""))
-            url = link[1] if link and len(found) > before else None
-            if url and urlsplit(url).netloc not in ("", urlsplit(self.transport.base).netloc):
-                raise RegistryError(f"{self.host} continues its tag list at another host")
+            url = self._next(answer) if len(found) > before else None
         return sorted(found)
+
+    def referrers(self, digest: str) -> list[Descriptor] | None:
+        """The referrers API's answer, all pages of it; None when the registry has no such API."""
+        found: list[Descriptor] = []
+        url: str | None = f"{self._path}/referrers/{digest}"
+        while url and len(found) < MAX_REFERRERS:
+            what = f"list what refers to {self.host}/{self.repository}@{digest}"
+            answer = self.transport.request("GET", url, ok=(200, *_NO_REFERRERS), what=what)
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+            if answer.status_code != 200 or kind != INDEX:
+                return None
+            more = Index.parse(answer.content).manifests
+            found += more
+            url = self._next(answer) if more else None
+        return found
+
+    def _next(self, answer: requests.Response) -> str | None:
+        """The address of a list's next page."""
+        link = re.match(r'<([^>]+)>;\s*rel="?next"?', answer.headers.get("Link", ""))
+        if link and urlsplit(link[1]).netloc not in ("", urlsplit(self.transport.base).netloc):
+            raise RegistryError(f"{self.host} continues its list at another host")
+        return link[1] if link else None
 
     def delete_manifest(self, reference: str) -> bool:
         """DELETE by tag or digest; False when the registry does not do it for this kind of reference."""

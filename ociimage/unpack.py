@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +31,7 @@ from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
 
 WORKERS = 2  # decompressing threads
+Gate = Callable[[blob.Store | None, str | None], None]
 RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
 
 
@@ -55,16 +56,23 @@ def pull(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
 ) -> PulledImage:
     """Unpack `ref` to `directory`, which must not exist (or be an empty directory).
 
-    Raises ConflictError, NotFoundError, IntegrityError, ImageError, SpaceError, RegistryError.
+    `gate` is called with the store and the image's digest (for an archive with None twice) before anything is
+    fetched, and refuses by raising. Raises ConflictError, NotFoundError, IntegrityError, ImageError, SpaceError,
+    RegistryError.
     """
     began = time.monotonic()
     if isinstance(ref, ArchiveRef):
+        if gate is not None:
+            gate(None, None)
         return _unpack_archive(ref, directory, progress or Silent(), began)
     store = stores.open_store(ref, registry_options)
     found = stores.resolve(store, stores.source_name(ref, store))
+    if gate is not None:
+        gate(store, found.top.digest)
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
     if not families.is_checkpoint(noted):
         raise ImageError(
