@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import criu_options, output
+from cryoci.cli import criu_options, output, sealing
 
 
 @click.command("checkpoint", short_help="Checkpoint a running container.")
@@ -32,6 +32,7 @@ from cryoci.cli import criu_options, output
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@sealing.encrypt_option
 @criu_options.for_dump
 @output.registry_options
 @output.json_option
@@ -44,6 +45,7 @@ def command(
     volumes: bool,
     runtime_root: str | None,
     compression: str,
+    encrypt_to: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -75,6 +77,9 @@ def command(
             "cryoci writes directories and images, not archives",
             hint="use podman's own `podman container checkpoint --export` with cryoci-runtime for an archive",
         )
+    recipients = sealing.recipients(encrypt_to)
+    if recipients and isinstance(ref, reference.DirectoryRef):
+        raise UsageError("--encrypt-to is for images, not directories", hint="give -o NAME or HOST/REPO:TAG")
     found = engines.find(container, root=runtime_root)
     to_directory = isinstance(ref, reference.DirectoryRef)
     options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu)
@@ -93,6 +98,7 @@ def command(
                 compression=compression,
                 progress=progress,
                 registry_options=output.options(**rest),
+                encrypt_to=recipients,
             )
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import criu_options, output
+from cryoci.cli import criu_options, output, sealing
 
 
 @click.command("restore", short_help="Restore a checkpoint as a running container.")
@@ -40,6 +40,7 @@ from cryoci.cli import criu_options, output
     help="Which GPU here stands for which of the checkpoint, by UUID or index; auto: the same one, else the one "
     "of the same chip with the most free memory.",
 )
+@sealing.decrypt_options
 @criu_options.for_restore
 @output.registry_options
 @output.json_option
@@ -80,6 +81,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         criu=criu,
         device_map=rest["device_map"],
     )
+    identities = sealing.identities(rest)
     source = reference.parse(ref)
     pulled = None
     gate = Gate(source, output.options(**registry))
@@ -92,7 +94,12 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         else:
             with output.progress(quiet or as_json) as progress:
                 pulled = image.pull(
-                    source, directory, progress=progress, registry_options=gate.options, gate=gate
+                    source,
+                    directory,
+                    progress=progress,
+                    registry_options=gate.options,
+                    gate=gate,
+                    identities=identities,
                 )
         output.verdict(gate.verdict)
         done = restore(directory, options)

@@ -11,7 +11,7 @@ from cryoci.errors import ConflictError, CryociError, ImageError, NotFoundError,
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, extract, inflate, referrers, stores, unpack
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import Descriptor, Index
+from cryoci.ociimage.manifest import ENCRYPTED, Descriptor, Index
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
@@ -201,8 +201,8 @@ def _summary(store: Layout | Registry, name: str) -> ImageSummary:
 
 
 def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]:
-    """The facts in config.dump, spec.dump and cryoci.json; none when the first layer holds memory too."""
-    if layer.size > MAX_INSPECTED:
+    """The facts in config.dump, spec.dump and cryoci.json; none when the layer holds memory too or is sealed."""
+    if layer.size > MAX_INSPECTED or layer.media_type.endswith(ENCRYPTED):
         return {}
     unpack.check_type(layer)
     with ThreadPoolExecutor(1, "cryoci-inflate") as pool:

@@ -13,23 +13,28 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryoci import files
 from cryoci.errors import ConflictError, ImageError, NotFoundError, PrivilegeError, UsageError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, extract, inflate, parallel, stores
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import LAYER_TYPES, Descriptor
+from cryoci.ociimage.manifest import ENCRYPTED, LAYER_TYPES, Descriptor
 from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import ArchiveRef, LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
 
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities
+
+Opener = Callable[[Iterable[bytes]], Iterator[bytes]]  # from a blob to what is compressed in it
 WORKERS = 2  # decompressing threads
 Gate = Callable[[blob.Store | None, str | None], None]
 RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
@@ -57,12 +62,13 @@ def pull(
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
     gate: Gate | None = None,
+    identities: Identities | None = None,
 ) -> PulledImage:
     """Unpack `ref` to `directory`, which must not exist (or be an empty directory).
 
     `gate` is called with the store and the image's digest (for an archive with None twice) before anything is
-    fetched, and refuses by raising. Raises ConflictError, NotFoundError, IntegrityError, ImageError, SpaceError,
-    RegistryError.
+    fetched, and refuses by raising. `identities` open what is encrypted. Raises ConflictError, NotFoundError,
+    IntegrityError, ImageError, TrustError, SpaceError, RegistryError.
     """
     began = time.monotonic()
     if isinstance(ref, ArchiveRef):
@@ -81,9 +87,10 @@ def pull(
         )
     stores.read_config(store, found.manifest)
     layers = found.manifest.layers
+    openers = _openers(layers, identities)
     with staged(directory) as stage:
         with extract.Extractor(stage) as extractor, ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool:
-            _get_layers(store, layers, extractor, pool, stage, progress or Silent())
+            _get_layers(store, layers, openers, extractor, pool, stage, progress or Silent())
         checkpoint = archive.validate(stage)
     return PulledImage(
         directory,
@@ -134,9 +141,19 @@ def raw_limit(descriptor: Descriptor, room: int) -> int:
 
 def check_type(layer: Descriptor) -> None:
     """Raise ImageError for a layer that is no tar."""
-    if layer.media_type not in LAYER_TYPES:
-        hint = "it is encrypted: decrypt it first" if "encrypted" in layer.media_type else None
-        raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}", hint=hint)
+    if layer.media_type.removesuffix(ENCRYPTED) not in LAYER_TYPES:
+        raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}")
+
+
+def _openers(layers: Sequence[Descriptor], identities: Identities | None) -> Sequence[Opener]:
+    for layer in layers:
+        check_type(layer)
+    if not any(layer.media_type.endswith(ENCRYPTED) for layer in layers):
+        return [iter for _ in layers]
+    # imported here, because an image in the clear needs no cryptography
+    from cryoci.ociimage.seal.layers import openers
+
+    return openers(layers, identities)
 
 
 def _room(stage: Path) -> int:
@@ -147,26 +164,27 @@ def _room(stage: Path) -> int:
 def _get_layers(
     store: Layout | Registry,
     layers: Sequence[Descriptor],
+    openers: Sequence[Opener],
     extractor: extract.Extractor,
     pool: Executor,
     stage: Path,
     progress: Progress,
 ) -> None:
-    for layer in layers:
-        check_type(layer)
-
-    def get(layer: Descriptor, stop: parallel.Stop) -> None:
+    def get(work: tuple[Descriptor, Opener], stop: parallel.Stop) -> None:
+        layer, opener = work
         token = progress.start(layer.annotations.get(families.LAYER_KIND, layer.digest[7:19]), layer.size)
         incoming = inflate.ahead(_told(stop.guard(store.open_blob(layer)), progress, token))
         try:
             extractor.extract(
-                inflate.inflate(incoming, pool, limit=raw_limit(layer, sys.maxsize), room=_room(stage))
+                inflate.inflate(
+                    opener(incoming), pool, limit=raw_limit(layer, sys.maxsize), room=_room(stage)
+                )
             )
         finally:
             incoming.close()
         progress.done(token)
 
-    parallel.each(get, layers)
+    parallel.each(get, list(zip(layers, openers, strict=True)))
 
 
 def _told(chunks: Iterator[bytes], progress: Progress, token: object) -> Iterator[bytes]:

@@ -81,7 +81,9 @@ def test_jwe(pair: rsa.RSAPrivateKey) -> None:
     assert jwe.decrypt(data, [rsa.generate_private_key(65537, 2048)]) is None
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"protected":"e30"}', '{"protected":1,"recipients":[{}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"protected":"e30"}', '{"protected":1,"recipients":[{}]}']
+)
 def test_what_is_no_jwe(pair: rsa.RSAPrivateKey, text: str) -> None:
     with pytest.raises(CryociError):
         jwe.decrypt(text.encode(), [pair])
