@@ -74,7 +74,7 @@ def inspect(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions |
 
     Raises NotFoundError, ImageError, IntegrityError, RegistryError.
     """
-    store = stores.open_store(ref, registry_options)
+    store = stores.open_source(ref, registry_options)
     found = stores.resolve(store, stores.source_name(ref, store))
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
     config = stores.read_config(store, found.manifest)

@@ -75,7 +75,7 @@ def pull(
         if gate is not None:
             gate(None, None)
         return _unpack_archive(ref, directory, progress or Silent(), began)
-    store = stores.open_store(ref, registry_options)
+    store = stores.open_source(ref, registry_options)
     found = stores.resolve(store, stores.source_name(ref, store))
     if gate is not None:
         gate(store, found.top.digest)
