@@ -157,22 +157,7 @@ class Registry:
 
     def get_manifest(self, reference: str) -> blob.Fetched:
         """GET of a manifest or index; one that was asked for by digest must have it."""
-        answer = self.transport.request(
-            "GET",
-            f"{self._path}/manifests/{reference}",
-            ok=(200,),
-            what=f"fetch {self.host}/{self.repository}:{reference}",
-            headers={"Accept": _ACCEPT},
-            stream=True,
-        )
-        data = answer.raw.read(MAX_MANIFEST + 1)
-        while (more := answer.raw.read(MAX_MANIFEST + 1 - len(data))) and len(data) <= MAX_MANIFEST:
-            data += more
-        answer.close()
-        if len(data) > MAX_MANIFEST:
-            raise RegistryError(
-                f"the manifest of {self.repository}:{reference} is over {MAX_MANIFEST} bytes"
-            )
+        answer, data = self._read_manifest(reference)
         digest = digest_of(data)
         for promised in (reference, answer.headers.get("Docker-Content-Digest", "")):
             if promised.startswith("sha256:") and promised != digest:
@@ -185,6 +170,36 @@ class Registry:
             value = strictjson.load_object(data, "manifest", limit=MAX_MANIFEST)
             media_type = str(value.get("mediaType"))
         return blob.Fetched(data, media_type, digest)
+
+    def _read_manifest(self, reference: str) -> tuple[requests.Response, bytes]:
+        """The answer and its body, asked for again when it breaks off."""
+        what = f"fetch {self.host}/{self.repository}:{reference}"
+        for left in reversed(range(self.transport.options.attempts)):
+            answer = self.transport.request(
+                "GET",
+                f"{self._path}/manifests/{reference}",
+                ok=(200,),
+                what=what,
+                headers={"Accept": _ACCEPT},
+                stream=True,
+            )
+            data = b""
+            try:
+                while len(data) <= MAX_MANIFEST and (more := answer.raw.read(MAX_MANIFEST + 1 - len(data))):
+                    data += more
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
+                if not left:
+                    raise RegistryError(f"{what}: it broke off: {e}", hint="try again later") from e
+                transport.sleep(0.5)
+                continue
+            finally:
+                answer.close()
+            if len(data) > MAX_MANIFEST:
+                raise RegistryError(
+                    f"the manifest of {self.repository}:{reference} is over {MAX_MANIFEST} bytes"
+                )
+            return answer, data
+        raise AssertionError
 
     def put_manifest(self, data: bytes, media_type: str, name: str | None) -> str:
         """PUT of a manifest or index under a tag, or under its digest."""

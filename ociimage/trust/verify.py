@@ -77,7 +77,7 @@ def require(store: blob.Store, digest: str, files: Sequence[Path]) -> Findings:
     found = verify(store, digest, [load_public(path) for path in files])
     if not found.signatures:
         seen = f"{found.others} by other keys or damaged" if found.others else "it has none"
-        raise TrustError(f"{digest} has no signature of {' or '.join(p.name for p in files)} ({seen})")
+        raise TrustError(f"no signature of {' or '.join(p.name for p in files)} ({seen})")
     return found
 
 
