@@ -32,6 +32,7 @@ from cryoci.cli import criu_options, output, sealing
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@output.backend_option
 @sealing.encrypt_option
 @criu_options.for_dump
 @output.registry_options
@@ -45,6 +46,7 @@ def command(
     volumes: bool,
     runtime_root: str | None,
     compression: str,
+    backend: str,
     encrypt_to: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -78,6 +80,8 @@ def command(
             hint="use podman's own `podman container checkpoint --export` with cryoci-runtime for an archive",
         )
     recipients = sealing.recipients(encrypt_to)
+    if recipients and backend == "buildah":
+        raise UsageError("buildah does not encrypt as cryoci does", hint="leave out --backend buildah")
     if recipients and isinstance(ref, reference.DirectoryRef):
         raise UsageError("--encrypt-to is for images, not directories", hint="give -o NAME or HOST/REPO:TAG")
     found = engines.find(container, root=runtime_root)
@@ -99,6 +103,7 @@ def command(
                 progress=progress,
                 registry_options=output.options(**rest),
                 encrypt_to=recipients,
+                backend=backend,
             )
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 

@@ -163,6 +163,15 @@ def options(
     return RegistryOptions(plain_http, tls_verify, ca_file, authfile)
 
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["cryoci", "buildah"]),
+    default="cryoci",
+    show_default=True,
+    help="Who makes the image: cryoci in one pass, or buildah through containers-storage.",
+)
+
+
 def verdict(found: Verdict | None) -> None:
     """What the policy has against an image that is used all the same, on stderr."""
     if found is not None and found.warning:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="zstd:LEVEL, gzip:LEVEL (for old engines) or none.",
 )
+@output.backend_option
 @sealing.encrypt_option
 @output.registry_options
 @output.json_option
@@ -43,6 +44,7 @@ def command(
     target: str,
     annotations: tuple[str, ...],
     compression: str,
+    backend: str,
     encrypt_to: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -99,6 +101,7 @@ def command(
                     progress=progress,
                     registry_options=options,
                     encrypt_to=recipients,
+                    backend=backend,
                 )
     _report(result, as_json=as_json, quiet=quiet)
 

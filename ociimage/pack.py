@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryoci.errors import UsageError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, layers, parallel, stores
 from cryoci.ociimage.layout import Layout
@@ -63,19 +64,33 @@ def push(
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
     encrypt_to: Recipients | None = None,
+    backend: str = "cryoci",
 ) -> PackResult:
     """Package the checkpoint in `directory` and write it to `ref`.
 
     `annotations` are facts (annotations.FACTS) or full keys and win over what the checkpoint says itself.
     `created` defaults to the time of the dump, so the same directory gives the same digests; those of layers
-    encrypted to `encrypt_to` differ each time. Raises
+    encrypted to `encrypt_to` differ each time. `backend` is "cryoci" or "buildah". Raises
     ImageError, UsageError, RegistryError, SpaceError; then nothing is tagged.
     """
+    if backend == "buildah":
+        if encrypt_to:
+            raise UsageError("buildah does not encrypt as cryoci does", hint="leave out --backend buildah")
+        from cryoci.ociimage import buildah
+
+        return buildah.push(
+            directory,
+            ref,
+            annotations=annotations,
+            compression=compression,
+            created=created,
+            registry_options=registry_options,
+        )
     began = time.monotonic()
     codec = layers.Compression.parse(compression)
     name = stores.target_name(ref)
     checkpoint = archive.validate(directory)
-    noted = _annotations(checkpoint, annotations or {}, created)
+    noted = annotations_of(checkpoint, annotations or {}, created)
     store = stores.open_store(ref, registry_options, create=True)
     plans = layers.plan(checkpoint)
     seal = _seal(encrypt_to, codec, plans)
@@ -123,9 +138,10 @@ def _seal(recipients: Recipients | None, codec: layers.Compression, plans: list[
     return Seal(recipients, codec.media_type, [plan.title for plan in plans])
 
 
-def _annotations(
+def annotations_of(
     checkpoint: archive.Checkpoint, given: Mapping[str, str], created: datetime | None
 ) -> dict[str, str]:
+    """All annotations of the image of `checkpoint`."""
     when = created or checkpoint.created
     own = {
         "raw-size": str(checkpoint.size),
