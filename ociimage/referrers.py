@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-from cryoci.errors import ConflictError, NotFoundError
+from cryoci.errors import ConflictError, ImageError, NotFoundError
 from cryoci.ociimage import blob
 from cryoci.ociimage.blob import Store
 from cryoci.ociimage.manifest import INDEX, MANIFEST, Descriptor, Index, Manifest, digest_of
@@ -20,6 +21,7 @@ from cryoci.ociimage.manifest import INDEX, MANIFEST, Descriptor, Index, Manifes
 EMPTY = "application/vnd.oci.empty.v1+json"
 EMPTY_BYTES = b"{}"
 MAX_REFERRERS = 64  # artifacts of one image that are looked at
+MAX_COPIED = 16 << 20  # bytes of an artifact that travels with its image
 _KEPT = re.compile(r"sha256-[0-9a-f]{64}(?:\.sig|\.att|\.sbom)?\Z")
 _TRIES = 5
 
@@ -78,26 +80,38 @@ def listed(store: Store, digest: str) -> list[Descriptor]:
 
 
 def copy(origin: Store, target: Store, digest: str) -> int:
-    """Copy the signatures and attestations of `digest` along with its image; returns how many there were."""
-    entries = listed(origin, digest)
-    for entry in entries:
-        data = origin.get_manifest(entry.digest).data
-        _copy_blobs(origin, target, Manifest.parse(data))
-        target.put_manifest(data, MANIFEST, None)
-    if entries and target.referrers(digest) is None:
-        _note(target, digest, entries)
+    """Copy the signatures and attestations of `digest` along with its image; returns how many there were.
+
+    What is damaged or large (somebody's scan report) stays behind: it must not keep the image from travelling.
+    """
+    copied = []
     try:
-        older = origin.get_manifest(tag(digest, ".sig"))
-    except NotFoundError:
-        return len(entries)
-    _copy_blobs(origin, target, Manifest.parse(older.data))
-    target.put_manifest(older.data, older.media_type, tag(digest, ".sig"))
-    return len(entries) + 1
+        entries = listed(origin, digest)
+    except ImageError:
+        entries = []
+    for entry in entries:
+        if (data := _copy_one(origin, target, entry.digest, None)) is not None:
+            copied.append(replace(entry, size=len(data)))
+    if copied and target.referrers(digest) is None:
+        _note(target, digest, copied)
+    older = tag(digest, ".sig")
+    return len(copied) + (_copy_one(origin, target, older, older) is not None)
 
 
-def _copy_blobs(origin: Store, target: Store, manifest: Manifest) -> None:
-    for part in (manifest.config, *manifest.layers):
-        target.put_blob(blob.Opened(lambda part=part: origin.raw_blob(part)), part, lambda n: None)  # type: ignore[misc]
+def _copy_one(origin: Store, target: Store, reference: str, name: str | None) -> bytes | None:
+    """Copy an artifact's blobs and manifest; None when it is not there, or nothing to take along."""
+    try:
+        found = origin.get_manifest(reference)
+        manifest = Manifest.parse(found.data)
+        if sum(part.size for part in (manifest.config, *manifest.layers)) > MAX_COPIED:
+            return None
+        for part in (manifest.config, *manifest.layers):
+            data = blob.read_small(origin, part, MAX_COPIED)
+            target.put_blob(blob.Bytes(data), part, lambda n: None)
+    except (NotFoundError, ImageError):
+        return None
+    target.put_manifest(found.data, found.media_type, name)
+    return found.data
 
 
 def _noted(store: Store, digest: str) -> list[Descriptor]:

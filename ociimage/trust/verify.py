@@ -92,7 +92,11 @@ def _checks(store: blob.Store, digest: str) -> list[_Check]:
             checks.append(lambda keys, layer=layer: _simple(store, layer, digest, keys))  # type: ignore[misc]
     except (NotFoundError, ImageError):
         pass  # it has none; or somebody wrote rubbish there, which vouches for nothing
-    for entry in referrers.listed(store, digest):
+    try:
+        entries = referrers.listed(store, digest)
+    except ImageError:
+        return [*checks, lambda keys: None]  # rubbish under the tag of the list
+    for entry in entries:
         checks.append(lambda keys, entry=entry: _bundle(store, entry.digest, digest, keys))  # type: ignore[misc]
     return checks
 

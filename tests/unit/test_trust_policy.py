@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cryoci.errors import ConfigError, TrustError, UsageError
+from cryoci.errors import ConfigError, ImageError, TrustError, UsageError
 from cryoci.ociimage import blob, image, reference, referrers, stores
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import INDEX, MANIFEST, Descriptor, digest_of
@@ -201,6 +201,21 @@ def test_rubbish_beside_an_image_vouches_for_nothing(
     store.put_manifest(top.data, top.media_type, referrers.tag(digest, ".sig"))
     found = verify(store, digest, [key.public])
     assert not found.vouched and found.others == 1
+    # none of it keeps the image from travelling
+    assert image.copy(place, LayoutRef(reference.default_store(), "c:1")).digest == digest
+
+
+def test_a_list_of_referrers_that_is_none(registry: str, checkpoint: Path, key: keys.SigningKey) -> None:
+    place = at(f"{registry}/rubbish/list:1")
+    digest = image.push(checkpoint, place).digest
+    store = Registry(place)
+    inner = stores.resolve(store, digest)
+    store.put_manifest(inner.manifest_bytes, inner.manifest_type, referrers.tag(digest))
+    found = verify(store, digest, [key.public])
+    assert not found.vouched and found.others == 1
+    with pytest.raises(ImageError):  # nor is it overwritten
+        sign(place, key)
+    assert image.copy(place, LayoutRef(reference.default_store(), "c:1")).digest == digest
 
 
 def test_registry_with_the_referrers_api(
