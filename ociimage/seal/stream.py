@@ -73,7 +73,7 @@ class Sealer:
                 for future in pending:
                     future.cancel()
 
-    def _record(self, number: int, chunk: bytes | bytearray, last: bool) -> bytes:
+    def _record(self, number: int, chunk: bytearray | memoryview, last: bool) -> bytes:
         record = self._cipher.encrypt(_nonce(number, last), chunk, None)
         if number == len(self._tags):
             self._tags.append(record[-TAG:])
@@ -86,7 +86,7 @@ def unseal(key: bytes, records: Iterable[bytes]) -> Iterator[bytes]:
     """The content of `records`, each authenticated before it is given out. Raises IntegrityError."""
     cipher = AESGCM(key)
 
-    def opened(number: int, record: bytes | bytearray, last: bool) -> bytes:
+    def opened(number: int, record: bytearray | memoryview, last: bool) -> bytes:
         try:
             return cipher.decrypt(_nonce(number, last), record, None)
         except InvalidTag:
@@ -114,7 +114,7 @@ def _nonce(number: int, last: bool) -> bytes:
     return number.to_bytes(11, "big") + (b"\1" if last else b"\0")
 
 
-def _chunks(content: Iterable[bytes], size: int) -> Iterator[tuple[bytearray, bool]]:
+def _chunks(content: Iterable[bytes], size: int) -> Iterator[tuple[bytearray | memoryview, bool]]:
     """`content` in pieces of `size`; the last, marked so, may be shorter, and is empty only when all is."""
     buffer = bytearray()
     for piece in content:
@@ -123,6 +123,10 @@ def _chunks(content: Iterable[bytes], size: int) -> Iterator[tuple[bytearray, bo
             if len(buffer) == size:
                 yield buffer, False
                 buffer = bytearray()
+            if not buffer and len(view) > size:  # a whole piece, and not the last: no copy
+                yield view[:size], False
+                view = view[size:]
+                continue
             taken = size - len(buffer)
             buffer += view[:taken]
             view = view[taken:]
