@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output
+from cryoci.cli import app_options, criu_options, output, sealing
 
 
 @click.command("checkpoint", short_help="Checkpoint a running container.")
@@ -35,6 +35,8 @@ from cryoci.cli import app_options, criu_options, output
     "--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL, none or auto."
 )
 @app_options.hooks("pre-checkpoint", "post-restore")
+@output.backend_option
+@sealing.encrypt_option
 @criu_options.for_dump
 @output.registry_options
 @output.json_option
@@ -47,6 +49,8 @@ def command(
     volumes: bool,
     runtime_root: str | None,
     compression: str,
+    backend: str,
+    encrypt_to: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -83,6 +87,11 @@ def command(
             "cryoci writes directories and images, not archives",
             hint="use podman's own `podman container checkpoint --export` with cryoci-runtime for an archive",
         )
+    recipients = sealing.recipients(encrypt_to)
+    if recipients and backend == "buildah":
+        raise UsageError("buildah does not encrypt as cryoci does", hint="leave out --backend buildah")
+    if recipients and isinstance(ref, reference.DirectoryRef):
+        raise UsageError("--encrypt-to is for images, not directories", hint="give -o NAME or HOST/REPO:TAG")
     found = engines.find(container, root=runtime_root)
     to_directory = isinstance(ref, reference.DirectoryRef)
     options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks)
@@ -101,6 +110,8 @@ def command(
                 compression=compression,
                 progress=progress,
                 registry_options=output.options(**rest),
+                encrypt_to=recipients,
+                backend=backend,
             )
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 

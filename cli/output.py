@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from cryoci.ociimage.progress import Progress
     from cryoci.ociimage.transport import RegistryOptions
+    from cryoci.ociimage.trust.policy import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -193,6 +194,21 @@ def options(
 metrics_option = click.option(
     "--metrics", metavar="ADDRESS:PORT", help="Serve numbers for Prometheus at http://ADDRESS:PORT/metrics."
 )
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["cryoci", "buildah"]),
+    default="cryoci",
+    show_default=True,
+    help="Who makes the image: cryoci in one pass, or buildah through containers-storage.",
+)
+
+
+def verdict(found: Verdict | None) -> None:
+    """What the policy has against an image that is used all the same, on stderr."""
+    if found is not None and found.warning:
+        click.echo(f"cryoci: warning: {found.warning}", err=True)
+
+
 quiet_option = click.option(
     "-q", "--quiet", is_flag=True, help="Print only the digest or path, and no progress."
 )

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("pull", short_help="Fetch a checkpoint image, every byte verified.")
 @click.argument("source")
 @click.argument("target", required=False)
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 @output.quiet_option
@@ -38,6 +39,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
     from cryoci.files import scratch
     from cryoci.ociimage import image, reference
     from cryoci.ociimage.export import export
+    from cryoci.ociimage.trust.policy import Gate
 
     origin = reference.parse(source)
     if isinstance(origin, reference.DirectoryRef):
@@ -45,14 +47,30 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
             f"{source} is a directory already", hint="pull from HOST/REPO:TAG, NAME or FILE.tar"
         )
     goal = reference.parse(target) if target else _stored(origin, source)
+    identities = sealing.identities(where)
     options = output.options(**where)
+    gate = Gate(origin, options)
     with output.progress(quiet or as_json) as progress:
         if isinstance(goal, reference.DirectoryRef):
-            pulled = image.pull(origin, goal.path, progress=progress, registry_options=options)
+            pulled = image.pull(
+                origin,
+                goal.path,
+                progress=progress,
+                registry_options=options,
+                gate=gate,
+                identities=identities,
+            )
             _report(pulled, str(pulled.directory), pulled.raw_size, as_json=as_json, quiet=quiet)
         elif isinstance(goal, reference.ArchiveRef):
             with scratch("pull.") as place:
-                made = image.pull(origin, place / "checkpoint", progress=progress, registry_options=options)
+                made = image.pull(
+                    origin,
+                    place / "checkpoint",
+                    progress=progress,
+                    registry_options=options,
+                    gate=gate,
+                    identities=identities,
+                )
                 exported = export(made.directory, goal, progress=progress)
             if as_json:
                 output.emit_json(exported)
@@ -63,8 +81,9 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
                 f"cannot pull {source} to {target}", hint="use push to make an image of an archive"
             )
         else:
-            copied = image.copy(origin, goal, progress=progress, registry_options=options)
+            copied = image.copy(origin, goal, progress=progress, registry_options=options, gate=gate)
             _report(copied, copied.reference, copied.size, as_json=as_json, quiet=quiet)
+    output.verdict(gate.verdict)
 
 
 def _stored(origin: Any, source: str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 if TYPE_CHECKING:
     from cryoci.ociimage.progress import Progress
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="zstd:LEVEL, gzip:LEVEL (for old engines), none, or auto: as strong as the link is slow.",
 )
+@output.backend_option
+@sealing.encrypt_option
 @output.registry_options
 @output.json_option
 @output.quiet_option
@@ -42,6 +44,8 @@ def command(
     target: str,
     annotations: tuple[str, ...],
     compression: str,
+    backend: str,
+    encrypt_to: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **where: Any,
@@ -59,6 +63,7 @@ def command(
     Examples:
       cryoci push ./checkpoint registry.example.com/team/counter:1
       cryoci push /tmp/podman-export.tar.zst counter:1
+      cryoci push --encrypt-to age1... ./checkpoint registry.example.com/team/counter:1
       cryoci push counter:1 registry.example.com/team/counter:1
       cryoci push --compression zstd:3 -a com.example.ticket=42 ./checkpoint oci:/backup:counter
     """
@@ -71,6 +76,7 @@ def command(
             f"{target} is no place for an image", hint="push to HOST/REPO:TAG, NAME or oci:LAYOUT:NAME"
         )
     noted = _annotations(annotations)
+    recipients = sealing.recipients(encrypt_to)
     options = output.options(**where)
     result: image.PackResult | image.CopyResult
     with output.progress(quiet or as_json) as progress:
@@ -78,6 +84,11 @@ def command(
             if noted:
                 raise UsageError(
                     "annotations are fixed once an image exists", hint="push the directory with them"
+                )
+            if recipients:
+                raise UsageError(
+                    "an image that exists is copied as it is, not encrypted",
+                    hint="pull it to a directory and push that with --encrypt-to",
                 )
             result = image.copy(origin, goal, progress=progress, registry_options=options)
         else:
@@ -89,6 +100,8 @@ def command(
                     compression=compression,
                     progress=progress,
                     registry_options=options,
+                    encrypt_to=recipients,
+                    backend=backend,
                 )
     _report(result, as_json=as_json, quiet=quiet)
 

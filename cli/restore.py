@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output
+from cryoci.cli import app_options, criu_options, output, sealing
 
 
 @click.command("restore", short_help="Restore a checkpoint as a running container.")
@@ -42,6 +42,7 @@ from cryoci.cli import app_options, criu_options, output
     "of the same chip with the most free memory.",
 )
 @app_options.hooks("post-restore")
+@sealing.decrypt_options
 @criu_options.for_restore
 @output.registry_options
 @output.json_option
@@ -62,6 +63,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     from cryoci.cli.signals import unwinding
     from cryoci.files import scratch
     from cryoci.ociimage import archive, image, reference
+    from cryoci.ociimage.trust.policy import Gate
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
@@ -83,18 +85,27 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         device_map=rest["device_map"],
         hooks=app_options.take(rest),
     )
+    identities = sealing.identities(rest)
     source = reference.parse(ref)
     pulled = None
+    gate = Gate(source, output.options(**registry))
     with unwinding(), scratch("restore.") as place:
         directory = place / "checkpoint"
         if isinstance(source, reference.DirectoryRef):
+            gate(None, None)
             archive.validate(source.path)
             directory = source.path.resolve()
         else:
             with output.progress(quiet or as_json) as progress:
                 pulled = image.pull(
-                    source, directory, progress=progress, registry_options=output.options(**registry)
+                    source,
+                    directory,
+                    progress=progress,
+                    registry_options=gate.options,
+                    gate=gate,
+                    identities=identities,
                 )
+        output.verdict(gate.verdict)
         done = restore(directory, options)
     if done.status is not None:
         sys.exit(done.status)

@@ -77,6 +77,12 @@ class IntegrityError(ImageError):
     advice = "it was altered or damaged on its way or where it lies: fetch it again, or use another one"
 
 
+class TrustError(CryociError):
+    """Nobody who is trusted vouches for an image, or a key does not open it."""
+
+    advice = "`cryoci verify` shows who signed it; /etc/cryoci/policy.toml says whose signature counts"
+
+
 class RegistryError(CryociError):
     """A registry refused, failed or could not be reached."""
 

@@ -91,6 +91,9 @@ class Store(Protocol):
     def names(self) -> list[str]:
         """All tags, sorted."""
 
+    def referrers(self, digest: str) -> list[Descriptor] | None:
+        """What refers to `digest` by the store's own account; None when it keeps none."""
+
 
 def verified(chunks: Iterable[bytes], descriptor: Descriptor) -> Iterator[bytes]:
     """`chunks`, followed by IntegrityError unless they had the descriptor's size and digest."""

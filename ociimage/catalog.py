@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cryoci.errors import ConflictError, CryociError, NotFoundError, RegistryError
+from cryoci.errors import ConflictError, CryociError, ImageError, NotFoundError, RegistryError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, extract, inflate, stores, unpack
+from cryoci.ociimage import archive, extract, inflate, referrers, stores, unpack
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import Descriptor
+from cryoci.ociimage.manifest import ENCRYPTED, Descriptor, Index
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
@@ -74,7 +74,7 @@ def inspect(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions |
 
     Raises NotFoundError, ImageError, IntegrityError, RegistryError.
     """
-    store = stores.open_store(ref, registry_options)
+    store = stores.open_source(ref, registry_options)
     found = stores.resolve(store, stores.source_name(ref, store))
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
     config = stores.read_config(store, found.manifest)
@@ -114,7 +114,7 @@ def list_images(
         if isinstance(ref, LayoutRef) and not ref.path.exists():
             return []
         raise
-    return [_summary(store, name) for name in store.names()]
+    return [_summary(store, name) for name in store.names() if not referrers.is_referrer_tag(name)]
 
 
 def remove(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions | None = None) -> int:
@@ -126,10 +126,28 @@ def remove(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions | 
     store = stores.open_store(ref, registry_options)
     name = stores.source_name(ref, store)
     if isinstance(store, Layout):
+        digest = store.find(name).digest
         store.untag(name)
+        _remove_signatures(store, digest)
         return store.collect()
     _remove_remote(store, name)
     return 0
+
+
+def _remove_signatures(store: Layout, digest: str) -> None:
+    """What is attached to an image that no name leads to any more."""
+    if any(entry.digest == digest for entry in store.entries()):
+        return
+    try:
+        index = Index.parse(store.get_manifest(digest).data)
+        attached = [digest, *(entry.digest for entry in index.manifests)]
+    except ImageError:
+        attached = [digest]  # a single manifest
+    for tag in (referrers.tag(d, suffix) for d in attached for suffix in ("", ".sig")):
+        try:
+            store.untag(tag)
+        except NotFoundError:
+            continue
 
 
 def _remove_remote(store: Registry, name: str) -> None:
@@ -183,8 +201,8 @@ def _summary(store: Layout | Registry, name: str) -> ImageSummary:
 
 
 def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]:
-    """The facts in config.dump, spec.dump and cryoci.json; none when the first layer holds memory too."""
-    if layer.size > MAX_INSPECTED:
+    """The facts in config.dump, spec.dump and cryoci.json; none when the layer holds memory too or is sealed."""
+    if layer.size > MAX_INSPECTED or layer.media_type.endswith(ENCRYPTED):
         return {}
     unpack.check_type(layer)
     with ThreadPoolExecutor(1, "cryoci-inflate") as pool:

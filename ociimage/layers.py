@@ -151,11 +151,22 @@ class Writer:
     """A layer to be written: `open` may be called again when a transfer must start over.
 
     After `open` is exhausted, `diff_id` is the sha256 digest of the uncompressed tar; empty without
-    compression, where it is the digest of what `open` gave. `advance` hears of its bytes as they pass.
+    compression, where it is the digest of what `open` gave, and without `with_diff_id`. `advance` hears
+    of its bytes as they pass.
     """
 
-    def __init__(self, directory: Path, plan: Plan, pool: Pool, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        plan: Plan,
+        pool: Pool,
+        advance: Callable[[int], None],
+        *,
+        with_diff_id: bool = True,
+    ) -> None:
         self.plan = plan
+        # what is not compressed has one digest, and whoever stores it computes that anyway
+        self._digested = with_diff_id and pool.compression.codec != "none"
         self.diff_id = ""
         self._advance = advance
         self._shown = 0
@@ -180,9 +191,7 @@ class Writer:
 
         self._advance(-self._shown)
         self._shown = 0
-        # what is not compressed has one digest, and whoever stores it computes that anyway
-        plain = self._pool.compression.codec == "none"
-        hashing: Callable[[memoryview], object] = len if plain else digest.update
+        hashing: Callable[[memoryview], object] = digest.update if self._digested else len
         hasher = ThreadPoolExecutor(1, "cryoci-hash")
         try:
             for view, buffer in self._frames(spare):
@@ -194,7 +203,7 @@ class Writer:
                 yield from self._timed(take)
         finally:
             hasher.shutdown(wait=True, cancel_futures=True)
-        self.diff_id = "" if plain else f"sha256:{digest.hexdigest()}"
+        self.diff_id = f"sha256:{digest.hexdigest()}" if self._digested else ""
 
     def _timed(self, take: Callable[[], bytes]) -> Iterator[bytes]:
         """One frame; the pool hears how long it was waited for, and how long its taker was busy with it."""

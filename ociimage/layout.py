@@ -201,6 +201,10 @@ class Layout:
         """All names in index.json, sorted."""
         return sorted(name for e in self.entries() if (name := e.annotations.get(families.REF_NAME)))
 
+    def referrers(self, digest: str) -> list[Descriptor] | None:
+        """None: a layout keeps no account of referrers but the index that clients write."""
+        return None
+
     def entries(self) -> list[Descriptor]:
         """index.json's descriptors; none when it does not exist yet."""
         try:

@@ -27,6 +27,7 @@ LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+ENCRYPTED = "+encrypted"  # suffix of an encrypted layer's type (ocicrypt)
 INDEX_TYPES = (INDEX, DOCKER_LIST)
 MANIFEST_TYPES = (MANIFEST, DOCKER_MANIFEST)
 LAYER_TYPES = (LAYER_TAR, LAYER_GZIP, LAYER_ZSTD, DOCKER_LAYER_GZIP)
@@ -73,6 +74,7 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, str] = field(default_factory=dict)
+    artifact_type: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of this descriptor."""
@@ -81,6 +83,8 @@ class Descriptor:
             value["annotations"] = dict(sorted(self.annotations.items()))
         if self.platform:
             value["platform"] = dict(sorted(self.platform.items()))
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
         return value
 
     @staticmethod
@@ -105,6 +109,7 @@ class Descriptor:
                 for k, v in _object(value.get("platform"), f"{what}: platform").items()
                 if isinstance(v, str)
             },
+            str(value.get("artifactType") or ""),
         )
 
 
@@ -159,7 +164,7 @@ class Index:
                 "schemaVersion": 2,
                 "mediaType": INDEX,
                 "manifests": [m.to_json() for m in self.manifests],
-                "annotations": dict(sorted(self.annotations.items())),
+                **({"annotations": dict(sorted(self.annotations.items()))} if self.annotations else {}),
             }
         )
 

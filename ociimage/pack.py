@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cryoci.errors import UsageError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, layers, parallel, stores
 from cryoci.ociimage.layout import Layout
@@ -29,6 +31,10 @@ from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Recipients
+    from cryoci.ociimage.seal.layers import Seal
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,40 @@ def push(
     created: datetime | None = None,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    encrypt_to: Recipients | None = None,
+    backend: str = "cryoci",
 ) -> PackResult:
     """Package the checkpoint in `directory` and write it to `ref`.
 
     `annotations` are facts (annotations.FACTS) or full keys and win over what the checkpoint says itself.
-    `created` defaults to the time of the dump, so the same directory gives the same digests. Raises
+    `created` defaults to the time of the dump, so the same directory gives the same digests; those of layers
+    encrypted to `encrypt_to` differ each time. `backend` is "cryoci" or "buildah". Raises
     ImageError, UsageError, RegistryError, SpaceError; then nothing is tagged.
     """
+    if backend == "buildah":
+        if encrypt_to:
+            raise UsageError("buildah does not encrypt as cryoci does", hint="leave out --backend buildah")
+        from cryoci.ociimage import buildah
+
+        return buildah.push(
+            directory,
+            ref,
+            annotations=annotations,
+            compression=compression,
+            created=created,
+            registry_options=registry_options,
+        )
     began = time.monotonic()
     codec = layers.Compression.parse(compression)
     name = stores.target_name(ref)
     checkpoint = archive.validate(directory)
-    noted = _annotations(checkpoint, annotations or {}, created)
+    noted = annotations_of(checkpoint, annotations or {}, created)
     store = stores.open_store(ref, registry_options, create=True)
     plans = layers.plan(checkpoint)
+    seal = _seal(encrypt_to, codec, plans)
     with store.session():
         with layers.Pool(codec) as pool:
-            done = _put_layers(store, plans, pool, directory, progress or Silent())
+            done = _put_layers(store, plans, pool, directory, progress or Silent(), seal)
         config = ImageConfig(
             goarch(noted.get(families.CRIU + "host.arch")),
             noted[families.CREATED],
@@ -81,7 +104,12 @@ def push(
             [f"cryoci push: {plan.title}" for plan in plans],
         ).to_bytes()
         descriptors = [
-            Descriptor(codec.media_type, stored.digest, stored.size, _layer_annotations(writer.plan))
+            Descriptor(
+                seal.media_type if seal else codec.media_type,
+                stored.digest,
+                stored.size,
+                _layer_annotations(writer.plan) | (seal.annotations if seal else {}),
+            )
             for stored, writer in done
         ]
         image, index = _documents(config, descriptors, noted)
@@ -101,9 +129,19 @@ def push(
     )
 
 
-def _annotations(
+def _seal(recipients: Recipients | None, codec: layers.Compression, plans: list[layers.Plan]) -> Seal | None:
+    if not recipients:
+        return None
+    # imported here, because a push in the clear needs no cryptography
+    from cryoci.ociimage.seal.layers import Seal
+
+    return Seal(recipients, codec.media_type, [plan.title for plan in plans])
+
+
+def annotations_of(
     checkpoint: archive.Checkpoint, given: Mapping[str, str], created: datetime | None
 ) -> dict[str, str]:
+    """All annotations of the image of `checkpoint`."""
     when = created or checkpoint.created
     own = {
         "raw-size": str(checkpoint.size),
@@ -143,11 +181,19 @@ def _put_layers(
     pool: layers.Pool,
     directory: Path,
     progress: Progress,
+    seal: Seal | None,
 ) -> list[tuple[blob.Stored, layers.Writer]]:
     def put(plan: layers.Plan, stop: parallel.Stop) -> tuple[blob.Stored, layers.Writer]:
         token = progress.start(plan.title, plan.raw_size)
-        writer = layers.Writer(directory, plan, pool, lambda n: progress.advance(token, n))
-        stored = store.put_blob(blob.Opened(lambda: stop.guard(writer.open())), None, lambda n: None)
+        # the digest of what is to stay secret would let anybody see whether a guess at it is right
+        writer = layers.Writer(
+            directory, plan, pool, lambda n: progress.advance(token, n), with_diff_id=seal is None
+        )
+        opener = writer.open
+        if seal is not None:
+            sealer = seal.sealer(plan.title)
+            opener = lambda: sealer.seal(writer.open())  # noqa: E731
+        stored = store.put_blob(blob.Opened(lambda: stop.guard(opener())), None, lambda n: None)
         progress.done(token)
         return stored, writer
 

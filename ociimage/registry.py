@@ -8,7 +8,6 @@ how much it holds and streams the rest; a registry that refuses PATCH gets a mon
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,22 +16,25 @@ from urllib.parse import quote, urlsplit
 import requests
 import urllib3
 
-from cryoci.errors import ImageError, IntegrityError, NotFoundError, RegistryError
-from cryoci.ociimage import blob, strictjson, transport
-from cryoci.ociimage.manifest import INDEX_TYPES, MANIFEST_TYPES, MAX_MANIFEST, Descriptor, digest_of
+from cryoci.errors import IntegrityError, RegistryError
+from cryoci.ociimage import blob, strictjson, transport, upload
+from cryoci.ociimage.manifest import (
+    INDEX,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_MANIFEST,
+    Descriptor,
+    Index,
+    digest_of,
+)
 from cryoci.ociimage.reference import RegistryRef
-from cryoci.ociimage.transport import LostError, RegistryOptions
+from cryoci.ociimage.transport import RegistryOptions
 
 SMALL = 1 << 20  # bytes; a blob up to this is hashed before it is sent, and skipped when it is there
-PIECE = 256 << 10  # bytes of one HTTP chunk
 MAX_TAGS = 100_000
+MAX_REFERRERS = 1000
 _ACCEPT = ", ".join((*INDEX_TYPES, *MANIFEST_TYPES))
-_OCTETS = {"Content-Type": "application/octet-stream"}
-_NO_PATCH = (404, 405, 411, 415, 501)  # answers of registries that take no streamed PATCH
-
-
-class _RefusedError(Exception):
-    """The registry takes no streamed PATCH."""
+_NO_REFERRERS = (400, 404, 405, 406, 501)  # answers of registries without the referrers API
 
 
 class Registry:
@@ -60,6 +62,23 @@ class Registry:
         length = answer.headers.get("Content-Length")
         return answer.status_code == 200 and (length is None or length == str(size))
 
+    def mount_blob(self, descriptor: Descriptor, repository: str) -> bool:
+        """Have the registry take a blob over from another of its repositories; False when it does not."""
+        try:
+            answer = self.transport.request(
+                "POST",
+                f"{self._path}/blobs/uploads/",
+                params={"mount": descriptor.digest, "from": repository},
+                ok=(201, 202, 400, 403, 404, 405),
+                what=f"mount blob {descriptor.digest} from {repository}",
+            )
+        except RegistryError:
+            return False  # an upload says better what is wrong
+        if answer.status_code == 202 and "Location" in answer.headers:
+            # it opened an upload instead; ours would be another one
+            upload.cancel(self.transport, self.transport.trusted(upload.location(answer)))
+        return answer.status_code == 201
+
     def put_blob(
         self, source: blob.Source, expected: Descriptor | None, advance: Callable[[int], None]
     ) -> blob.Stored:
@@ -71,13 +90,13 @@ class Registry:
         first, complete = _start(chunks)
         if complete:
             return self._put_small(first, expected, advance)
-        upload = _Upload(self.transport, self._path, source, expected, advance)
+        transfer = upload.Upload(self.transport, self._path, source, expected, advance)
         if self._streams:
             try:
-                return upload.stream(_chain(first, chunks))
-            except _RefusedError:
+                return transfer.stream(_chain(first, chunks))
+            except upload.RefusedError:
                 self._streams = False
-        return upload.monolithic()
+        return transfer.monolithic()
 
     def _put_small(
         self, data: bytes, expected: Descriptor | None, advance: Callable[[int], None]
@@ -90,9 +109,9 @@ class Registry:
             return blob.Stored(digest, len(data), 0)
         what = f"upload blob {digest}"
         answer = self.transport.request("POST", f"{self._path}/blobs/uploads/", ok=(202,), what=what)
-        url = self.transport.trusted(_location(answer))
+        url = self.transport.trusted(upload.location(answer))
         self.transport.request(
-            "PUT", url, params={"digest": digest}, data=data, headers=_OCTETS, ok=(201, 204), what=what
+            "PUT", url, params={"digest": digest}, data=data, headers=upload.OCTETS, ok=(201, 204), what=what
         )
         advance(len(data))
         return blob.Stored(digest, len(data), len(data))
@@ -110,13 +129,12 @@ class Registry:
             answer = self.transport.request(
                 "GET", url, ok=(200, 206), what=what, headers=headers, stream=True
             )
-            if offset and answer.status_code != 206:
-                answer.close()
-                raise RegistryError(
-                    f"{what}: the connection broke, and the registry cannot go on from the middle"
-                )
-            start = offset
+            # a registry without ranges sends all of it again: what we have already is read and dropped
+            drop = offset if answer.status_code == 200 else 0
+            start = offset - drop
             try:
+                while drop and (skipped := answer.raw.read(min(drop, blob.CHUNK))):
+                    drop -= len(skipped)
                 while chunk := answer.raw.read(blob.CHUNK):
                     offset += len(chunk)
                     yield chunk
@@ -139,22 +157,7 @@ class Registry:
 
     def get_manifest(self, reference: str) -> blob.Fetched:
         """GET of a manifest or index; one that was asked for by digest must have it."""
-        answer = self.transport.request(
-            "GET",
-            f"{self._path}/manifests/{reference}",
-            ok=(200,),
-            what=f"fetch {self.host}/{self.repository}:{reference}",
-            headers={"Accept": _ACCEPT},
-            stream=True,
-        )
-        data = answer.raw.read(MAX_MANIFEST + 1)
-        while (more := answer.raw.read(MAX_MANIFEST + 1 - len(data))) and len(data) <= MAX_MANIFEST:
-            data += more
-        answer.close()
-        if len(data) > MAX_MANIFEST:
-            raise RegistryError(
-                f"the manifest of {self.repository}:{reference} is over {MAX_MANIFEST} bytes"
-            )
+        answer, data = self._read_manifest(reference)
         digest = digest_of(data)
         for promised in (reference, answer.headers.get("Docker-Content-Digest", "")):
             if promised.startswith("sha256:") and promised != digest:
@@ -167,6 +170,36 @@ class Registry:
             value = strictjson.load_object(data, "manifest", limit=MAX_MANIFEST)
             media_type = str(value.get("mediaType"))
         return blob.Fetched(data, media_type, digest)
+
+    def _read_manifest(self, reference: str) -> tuple[requests.Response, bytes]:
+        """The answer and its body, asked for again when it breaks off."""
+        what = f"fetch {self.host}/{self.repository}:{reference}"
+        for left in reversed(range(self.transport.options.attempts)):
+            answer = self.transport.request(
+                "GET",
+                f"{self._path}/manifests/{reference}",
+                ok=(200,),
+                what=what,
+                headers={"Accept": _ACCEPT},
+                stream=True,
+            )
+            data = b""
+            try:
+                while len(data) <= MAX_MANIFEST and (more := answer.raw.read(MAX_MANIFEST + 1 - len(data))):
+                    data += more
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
+                if not left:
+                    raise RegistryError(f"{what}: it broke off: {e}", hint="try again later") from e
+                transport.sleep(0.5)
+                continue
+            finally:
+                answer.close()
+            if len(data) > MAX_MANIFEST:
+                raise RegistryError(
+                    f"the manifest of {self.repository}:{reference} is over {MAX_MANIFEST} bytes"
+                )
+            return answer, data
+        raise AssertionError
 
     def put_manifest(self, data: bytes, media_type: str, name: str | None) -> str:
         """PUT of a manifest or index under a tag, or under its digest."""
@@ -192,11 +225,30 @@ class Registry:
             tags = strictjson.load_object(answer.content, "tag list", limit=MAX_MANIFEST).get("tags") or []
             before = len(found)
             found.update(tag for tag in tags if isinstance(tag, str))
-            link = re.match(r'<([^>]+)>;\s*rel="?next"?', answer.headers.get("Link", ""))
-            url = link[1] if link and len(found) > before else None
-            if url and urlsplit(url).netloc not in ("", urlsplit(self.transport.base).netloc):
-                raise RegistryError(f"{self.host} continues its tag list at another host")
+            url = self._next(answer) if len(found) > before else None
         return sorted(found)
+
+    def referrers(self, digest: str) -> list[Descriptor] | None:
+        """The referrers API's answer, all pages of it; None when the registry has no such API."""
+        found: list[Descriptor] = []
+        url: str | None = f"{self._path}/referrers/{digest}"
+        while url and len(found) < MAX_REFERRERS:
+            what = f"list what refers to {self.host}/{self.repository}@{digest}"
+            answer = self.transport.request("GET", url, ok=(200, *_NO_REFERRERS), what=what)
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+            if answer.status_code != 200 or kind != INDEX:
+                return None
+            more = Index.parse(answer.content).manifests
+            found += more
+            url = self._next(answer) if more else None
+        return found
+
+    def _next(self, answer: requests.Response) -> str | None:
+        """The address of a list's next page."""
+        link = re.match(r'<([^>]+)>;\s*rel="?next"?', answer.headers.get("Link", ""))
+        if link and urlsplit(link[1]).netloc not in ("", urlsplit(self.transport.base).netloc):
+            raise RegistryError(f"{self.host} continues its list at another host")
+        return link[1] if link else None
 
     def delete_manifest(self, reference: str) -> bool:
         """DELETE by tag or digest; False when the registry does not do it for this kind of reference."""
@@ -207,164 +259,6 @@ class Registry:
             what=f"delete {self.host}/{self.repository}:{reference}",
         )
         return answer.status_code in (200, 202, 204)
-
-
-class _Upload:
-    """One blob on its way up, over however many connections it takes."""
-
-    def __init__(
-        self,
-        http: transport.Transport,
-        path: str,
-        source: blob.Source,
-        expected: Descriptor | None,
-        advance: Callable[[int], None],
-    ) -> None:
-        self._http = http
-        self._path = path
-        self._source = source
-        self._expected = expected
-        self._advance = advance
-        self._hash = hashlib.sha256()
-        self._size = 0  # bytes that the source has given in this round
-        self._shown = 0  # bytes that progress knows of
-        self._what = f"upload blob {expected.digest}" if expected else "upload a layer"
-
-    def stream(self, chunks: Iterator[bytes]) -> blob.Stored:
-        """POST, PATCH (again from where it broke, if need be), PUT."""
-        url, offset, sent = self._begin(), 0, 0
-        for attempt in range(self._http.options.attempts):
-            try:
-                answer = self._http.request(
-                    "PATCH",
-                    url,
-                    ok=(202, 204, *_NO_PATCH),
-                    what=self._what,
-                    data=self._counted(chunks, offset),
-                    headers=_OCTETS,
-                )
-                if answer.status_code in _NO_PATCH:
-                    if attempt == 0 or answer.status_code != 404:
-                        self._cancel(url)
-                        raise _RefusedError
-                    url, offset = self._begin(), 0
-                    chunks = self._again()
-                    continue
-                sent += self._size - offset
-                return self._commit(self._http.trusted(_location(answer)), sent)
-            except LostError as e:
-                if attempt == self._http.options.attempts - 1:
-                    self._cancel(url)
-                    raise
-                transport.sleep(e.pause if e.pause is not None else 0.5 * 2**attempt)
-                sent += max(0, self._size - offset)
-                url, offset = self._resume(url)
-                chunks = self._again()
-            except BaseException:
-                self._cancel(url)
-                raise
-        raise AssertionError
-
-    def monolithic(self) -> blob.Stored:
-        """POST and one PUT with its length; the source is read once more first, for digest and length."""
-        for chunk in self._again():
-            self._hash.update(chunk)
-            self._size += len(chunk)
-        digest, size = f"sha256:{self._hash.hexdigest()}", self._size
-        if self._expected is not None:
-            blob.check(digest, size, self._expected)
-        for attempt in range(self._http.options.attempts):
-            url = self._begin()
-            try:
-                self._http.request(
-                    "PUT",
-                    url,
-                    params={"digest": digest},
-                    ok=(201, 204),
-                    what=self._what,
-                    data=_Sized(self._counted(self._again(), 0), size),
-                    headers=_OCTETS,
-                )
-                return blob.Stored(digest, size, size)
-            except LostError as e:
-                if attempt == self._http.options.attempts - 1:
-                    raise
-                transport.sleep(e.pause if e.pause is not None else 0.5 * 2**attempt)
-        raise AssertionError
-
-    def _begin(self) -> str:
-        answer = self._http.request("POST", f"{self._path}/blobs/uploads/", ok=(202,), what=self._what)
-        return self._http.trusted(_location(answer))
-
-    def _again(self) -> Iterator[bytes]:
-        self._hash, self._size = hashlib.sha256(), 0
-        return self._source.open()
-
-    def _counted(self, chunks: Iterator[bytes], skip: int) -> Iterator[memoryview]:
-        """`chunks` from byte `skip` on; all of them are hashed."""
-        while (chunk := self._read(chunks)) is not None:
-            self._hash.update(chunk)
-            start = max(0, min(len(chunk), skip - self._size))
-            self._size += len(chunk)
-            if self._size > self._shown:
-                self._advance(self._size - self._shown)
-                self._shown = self._size
-            view = memoryview(chunk)[start:]
-            for i in range(0, len(view), PIECE):  # urllib3 copies each piece: small ones stay in the cache
-                yield view[i : i + PIECE]
-
-    def _read(self, chunks: Iterator[bytes]) -> bytes | None:
-        try:
-            return next(chunks, None)
-        except OSError as e:  # else it would pass for a fault of the network, and be tried again
-            raise ImageError(f"{self._what}: cannot read it: {e}") from e
-
-    def _resume(self, url: str) -> tuple[str, int]:
-        """Where the upload stands, or a new upload when the registry has forgotten it."""
-        try:
-            answer = self._http.request("GET", url, ok=(204, 202), what=self._what)
-            last = answer.headers.get("Range", "").rpartition("-")[2]
-            return self._http.trusted(_location(answer)), int(
-                last
-            ) + 1 if last.isdigit() and last != "0" else 0
-        except (RegistryError, NotFoundError) as e:
-            if isinstance(e, LostError):
-                raise
-            return self._begin(), 0
-
-    def _commit(self, url: str, sent: int) -> blob.Stored:
-        digest = f"sha256:{self._hash.hexdigest()}"
-        if self._expected is not None:
-            blob.check(digest, self._size, self._expected)
-        self._http.request(
-            "PUT", url, params={"digest": digest}, ok=(201, 204), what=self._what, headers=_OCTETS
-        )
-        return blob.Stored(digest, self._size, sent)
-
-    def _cancel(self, url: str) -> None:
-        try:
-            self._http.request(
-                "DELETE", url, ok=(200, 202, 204, 404, 405), what="cancel an upload", attempts=1
-            )
-        except (RegistryError, NotFoundError):
-            pass  # the registry purges stale uploads by itself; the first error is the one to tell
-
-
-class _Sized:
-    """An iterator with a length, which makes requests send Content-Length instead of chunks."""
-
-    def __init__(self, chunks: Iterator[memoryview], size: int) -> None:
-        self._chunks = chunks
-        self._size = size
-
-    def __iter__(self) -> Iterator[memoryview]:
-        return self._chunks
-
-    def __next__(self) -> memoryview:
-        return next(self._chunks)
-
-    def __len__(self) -> int:
-        return self._size
 
 
 def _start(chunks: Iterator[bytes]) -> tuple[bytes, bool]:
@@ -380,10 +274,3 @@ def _start(chunks: Iterator[bytes]) -> tuple[bytes, bool]:
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
-
-
-def _location(answer: requests.Response) -> str:
-    location = answer.headers.get("Location")
-    if not location:
-        raise RegistryError(f"{urlsplit(answer.url or '').netloc} gave no Location for an upload")
-    return requests.compat.urljoin(answer.url or "", location)

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cryoci.errors import ImageError, IntegrityError, UsageError
-from cryoci.ociimage import blob
+from cryoci.errors import ImageError, IntegrityError, NotFoundError, RegistryError, UsageError
+from cryoci.ociimage import blob, registries
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (
     INDEX_TYPES,
@@ -40,7 +40,31 @@ def open_store(
     """The layout or repository of `ref`; `create` makes a missing layout. Raises NotFoundError."""
     if isinstance(ref, LayoutRef):
         return Layout(ref.path, create=create)
+    registries.check(ref)
     return Registry(ref, options)
+
+
+def open_source(ref: LayoutRef | RegistryRef, options: RegistryOptions | None = None) -> Layout | Registry:
+    """As `open_store`, to read an image from: the first mirror of registries.conf that has it comes first.
+
+    What a mirror gives is checked like everything else, and policies know the image by the name in `ref`.
+    """
+    if isinstance(ref, LayoutRef):
+        return Layout(ref.path)
+    *mirrors, last = registries.sources(ref)
+    for source in mirrors:
+        try:
+            store = Registry(source.ref, _relaxed(options, insecure=source.insecure))
+            store.get_manifest(source_name(source.ref, store))
+            return store
+        except (RegistryError, NotFoundError, ImageError):
+            continue  # the next one; if the last fails too, its error is the one to tell
+    return Registry(last.ref, _relaxed(options, insecure=last.insecure))
+
+
+def _relaxed(options: RegistryOptions | None, *, insecure: bool) -> RegistryOptions:
+    options = options or RegistryOptions()
+    return replace(options, insecure=True) if insecure else options
 
 
 def target_name(ref: LayoutRef | RegistryRef) -> str:

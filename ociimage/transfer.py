@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass
 
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import blob, parallel, stores
+from cryoci.ociimage import blob, parallel, referrers, stores
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.ociimage.unpack import Gate
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,32 @@ def copy(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
 ) -> CopyResult:
-    """Copy the image at `source` to `target`, tagged last.
+    """Copy the image at `source` to `target`, its signatures and attestations with it, tagged last.
 
-    Of an index only this machine's platform travels. Raises NotFoundError, IntegrityError, RegistryError,
-    SpaceError; then nothing is tagged.
+    Of an index only this machine's platform travels. `gate` is as in `unpack.pull`. Raises NotFoundError,
+    IntegrityError, RegistryError, SpaceError; then nothing is tagged.
     """
     began = time.monotonic()
     seen = progress or Silent()
     name = stores.target_name(target)
-    origin = stores.open_store(source, registry_options)
+    origin = stores.open_source(source, registry_options)
     found = stores.resolve(origin, stores.source_name(source, origin))
+    if gate is not None:
+        gate(origin, found.top.digest)
     store = stores.open_store(target, registry_options, create=True)
+    # the registry has every blob already when both are its own: it need only be told
+    beside = None
+    if isinstance(origin, Registry) and isinstance(store, Registry) and origin.host == store.host:
+        beside = origin.repository if origin.repository != store.repository else None
 
     def move(part: Descriptor, stop: parallel.Stop) -> blob.Stored:
         token = seen.start(part.annotations.get(families.LAYER_KIND, part.digest[7:19]), part.size)
+        if beside is not None and isinstance(store, Registry) and store.mount_blob(part, beside):
+            seen.advance(token, part.size)
+            seen.done(token)
+            return blob.Stored(part.digest, part.size, 0)
         # put_blob checks every byte against `part`; hashing here too would only cost time
         readable = blob.Opened(lambda: stop.guard(origin.raw_blob(part)))
         stored = store.put_blob(readable, part, lambda n: seen.advance(token, n))
@@ -58,6 +71,8 @@ def copy(
         parts = parallel.each(move, list(unique.values()))
         inside = None if found.index else name
         store.put_manifest(found.manifest_bytes, found.manifest_type, inside)
+        for digest in dict.fromkeys((found.top.digest, found.manifest_digest)):
+            referrers.copy(origin, store, digest)
         if found.index:
             store.put_manifest(found.top.data, found.top.media_type, name)
         stores.confirm(store, name, found.top.digest)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import ssl
 import threading
 import time
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -23,11 +23,10 @@ import requests
 import urllib3
 
 from cryoci.errors import ConfigError, CryociError, NotFoundError, RegistryError
-from cryoci.ociimage import credentials, strictjson
+from cryoci.ociimage import credentials, registries, strictjson
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 MAX_PAUSE = 30.0  # seconds, also for a Retry-After
-_REGISTRIES_CONF = Path("/etc/containers/registries.conf")
 _TLS_AS_PLAIN = "Client sent an HTTP request to an HTTPS server"
 sleep = time.sleep  # tests replace it
 
@@ -43,6 +42,7 @@ class RegistryOptions:
     connect_timeout: float = 10.0  # seconds
     read_timeout: float = 120.0  # seconds without a byte
     attempts: int = 5
+    insecure: bool = False  # plain HTTP and any certificate will do (a mirror that is marked so)
 
 
 class LostError(RegistryError):
@@ -79,7 +79,7 @@ class Transport:
         self.host = host
         self.options = options
         self._loopback = is_loopback(host)
-        self._insecure = self._loopback or is_insecure(host, repository)
+        self._insecure = options.insecure or self._loopback or is_insecure(host, repository)
         self._verify: bool | str = str(options.ca_file) if options.ca_file else options.tls_verify
         if self._insecure and not options.ca_file:
             self._verify = False
@@ -103,9 +103,12 @@ class Transport:
         )
         if self._loopback:
             session.trust_env = False  # a proxy cannot reach our loopback
-        adapter = requests.adapters.HTTPAdapter(pool_maxsize=16)
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
+        known = registries.certificates(self.host)
+        session.mount("http://", _Adapter(()))
+        session.mount(f"https://{self.host}/", _Adapter(known.authorities))
+        session.mount("https://", _Adapter(()))
+        if known.client:
+            session.cert = (str(known.client[0]), str(known.client[1]))
         return session
 
     def connect(self) -> None:
@@ -292,23 +295,29 @@ def is_loopback(host: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
-def is_insecure(host: str, repository: str, conf: Path = _REGISTRIES_CONF) -> bool:
+def is_insecure(host: str, repository: str, conf: Path | None = None) -> bool:
     """Whether containers-registries.conf(5) marks the registry insecure; the longest prefix decides."""
-    best, insecure = -1, False
-    for path in [conf, *sorted(Path(f"{conf}.d").glob("*.conf"))]:
-        try:
-            tables = tomllib.loads(path.read_text()).get("registry", [])
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"cannot read {path}: {e}", hint="repair it") from e
-        for table in tables if isinstance(tables, list) else []:
-            prefix = (
-                str(table.get("prefix") or table.get("location") or "") if isinstance(table, dict) else ""
-            )
-            if prefix and f"{host}/{repository}/".startswith(f"{prefix}/") and len(prefix) >= best:
-                best, insecure = len(prefix), table.get("insecure") is True
-    return insecure
+    return registries.find(host, repository, conf).insecure
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Connections that trust the authorities of certs.d beside those of the system."""
+
+    def __init__(self, authorities: tuple[Path, ...]) -> None:
+        self._context: ssl.SSLContext | None = None
+        if authorities:
+            self._context = ssl.create_default_context()
+            for path in authorities:
+                try:
+                    self._context.load_verify_locations(path)
+                except OSError as e:
+                    raise ConfigError(f"{path} is no certificate in PEM: {e}", hint="repair it") from e
+        super().__init__(pool_maxsize=16)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if self._context is not None:
+            kwargs["ssl_context"] = self._context
+        super().init_poolmanager(*args, **kwargs)
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -13,25 +13,31 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryoci import files
 from cryoci.errors import ConflictError, ImageError, NotFoundError, PrivilegeError, UsageError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, parallel, stores
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import INDEX_TYPES, LAYER_TYPES, MAX_MANIFEST, Descriptor, Index
+from cryoci.ociimage.manifest import ENCRYPTED, INDEX_TYPES, LAYER_TYPES, MAX_MANIFEST, Descriptor, Index
 from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import ArchiveRef, LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
 
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities
+
+Opener = Callable[[Iterable[bytes]], Iterator[bytes]]  # from a blob to what is compressed in it
 WORKERS = 2  # decompressing threads
 LOADED = "loaded"  # the name of the one image of a saved archive, in its scratch layout
+Gate = Callable[[blob.Store | None, str | None], None]
 RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
 
 
@@ -56,17 +62,26 @@ def pull(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
+    identities: Identities | None = None,
 ) -> PulledImage:
     """Unpack `ref` to `directory`, which must not exist (or be an empty directory).
 
-    Raises ConflictError, NotFoundError, IntegrityError, ImageError, SpaceError, RegistryError.
+    `gate` is called with the store and the image's digest (for an archive with None twice) before anything is
+    fetched, and refuses by raising. `identities` open what is encrypted. Raises ConflictError, NotFoundError,
+    IntegrityError, ImageError, TrustError, SpaceError, RegistryError.
     """
     began = time.monotonic()
     if isinstance(ref, ArchiveRef):
-        made = _unpack_layout if ociarchive.looks_like(ref.path) else _unpack_archive
-        return made(ref, directory, progress or Silent(), began)
-    store = stores.open_store(ref, registry_options)
+        if gate is not None:
+            gate(None, None)
+        if ociarchive.looks_like(ref.path):
+            return _unpack_layout(ref, directory, progress or Silent(), began, identities)
+        return _unpack_archive(ref, directory, progress or Silent(), began)
+    store = stores.open_source(ref, registry_options)
     found = stores.resolve(store, stores.source_name(ref, store))
+    if gate is not None:
+        gate(store, found.top.digest)
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
     if not families.is_checkpoint(noted):
         raise ImageError(
@@ -75,9 +90,10 @@ def pull(
         )
     stores.read_config(store, found.manifest)
     layers = found.manifest.layers
+    openers = _openers(layers, identities)
     with staged(directory) as stage:
         with extract.Extractor(stage) as extractor, ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool:
-            _get_layers(store, layers, extractor, pool, stage, progress or Silent())
+            _get_layers(store, layers, openers, extractor, pool, stage, progress or Silent())
         checkpoint = archive.validate(stage)
     return PulledImage(
         directory,
@@ -128,9 +144,19 @@ def raw_limit(descriptor: Descriptor, room: int) -> int:
 
 def check_type(layer: Descriptor) -> None:
     """Raise ImageError for a layer that is no tar."""
-    if layer.media_type not in LAYER_TYPES:
-        hint = "it is encrypted: decrypt it first" if "encrypted" in layer.media_type else None
-        raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}", hint=hint)
+    if layer.media_type.removesuffix(ENCRYPTED) not in LAYER_TYPES:
+        raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}")
+
+
+def _openers(layers: Sequence[Descriptor], identities: Identities | None) -> Sequence[Opener]:
+    for layer in layers:
+        check_type(layer)
+    if not any(layer.media_type.endswith(ENCRYPTED) for layer in layers):
+        return [iter for _ in layers]
+    # imported here, because an image in the clear needs no cryptography
+    from cryoci.ociimage.seal.layers import openers
+
+    return openers(layers, identities)
 
 
 def _room(stage: Path) -> int:
@@ -141,26 +167,27 @@ def _room(stage: Path) -> int:
 def _get_layers(
     store: Layout | Registry,
     layers: Sequence[Descriptor],
+    openers: Sequence[Opener],
     extractor: extract.Extractor,
     pool: Executor,
     stage: Path,
     progress: Progress,
 ) -> None:
-    for layer in layers:
-        check_type(layer)
-
-    def get(layer: Descriptor, stop: parallel.Stop) -> None:
+    def get(work: tuple[Descriptor, Opener], stop: parallel.Stop) -> None:
+        layer, opener = work
         token = progress.start(layer.annotations.get(families.LAYER_KIND, layer.digest[7:19]), layer.size)
         incoming = inflate.ahead(_told(stop.guard(store.open_blob(layer)), progress, token))
         try:
             extractor.extract(
-                inflate.inflate(incoming, pool, limit=raw_limit(layer, sys.maxsize), room=_room(stage))
+                inflate.inflate(
+                    opener(incoming), pool, limit=raw_limit(layer, sys.maxsize), room=_room(stage)
+                )
             )
         finally:
             incoming.close()
         progress.done(token)
 
-    parallel.each(get, layers)
+    parallel.each(get, list(zip(layers, openers, strict=True)))
 
 
 def _told(chunks: Iterator[bytes], progress: Progress, token: object) -> Iterator[bytes]:
@@ -191,12 +218,15 @@ def load_one(ref: ArchiveRef, layout: Layout, progress: Progress | None = None) 
     return Index.parse(data) if entry.media_type in INDEX_TYPES else None
 
 
-def _unpack_layout(ref: ArchiveRef, directory: Path, progress: Progress, began: float) -> PulledImage:
+def _unpack_layout(
+    ref: ArchiveRef, directory: Path, progress: Progress, began: float, identities: Identities | None
+) -> PulledImage:
     """An image archive: a checkpoint image that was saved, or one of containerd's own kind."""
     with ociarchive.scratch_layout() as layout:
         index = load_one(ref, layout, progress)
         if index is None or not ctr.is_checkpoint(index):
-            return replace(pull(LayoutRef(layout.path, LOADED), directory), reference=str(ref))
+            inner = pull(LayoutRef(layout.path, LOADED), directory, identities=identities)
+            return replace(inner, reference=str(ref))
         digest = layout.get_manifest(LOADED).digest
         with staged(directory) as stage:
             ctr.unpack(layout, index, stage)

@@ -82,3 +82,27 @@ def test_image_that_buildah_made(other: NamespaceNode, place: str) -> None:
         timeout=120,
     )
     other.sh("cryoci pull oci:/var/tmp/made:1 /var/tmp/back && diff -r /var/tmp/raw /var/tmp/back")
+
+
+def test_buildah_backend_makes_the_same_content(other: NamespaceNode, place: str) -> None:
+    other.sh(f"cryoci pull -q --plain-http {place}:1 /var/tmp/same")
+    before = other.sh("buildah images -qa; buildah containers -qa")
+    for target in (f"{place}:buildah", "oci:/var/tmp/by-buildah:c"):
+        report = json.loads(
+            other.sh(
+                f"cryoci push --json --plain-http --backend buildah /var/tmp/same {target}", timeout=120
+            )
+        )
+        shown = json.loads(other.sh(f"cryoci inspect --plain-http --json {target}"))
+        assert shown["digest"] == report["digest"] and shown["container_name"] == "c"
+        assert shown["annotations"]["io.podman.annotations.checkpoint.runtime.name"] == "runc"
+        out = f"/var/tmp/out-{report['digest'][7:19]}"
+        other.sh(f"cryoci pull -q --plain-http {target} {out} && diff -r /var/tmp/same {out}")
+        other.sh(f"rm -r {out}")
+    assert other.sh("buildah images -qa; buildah containers -qa") == before
+    failed = other.run(
+        ["cryoci", "push", "--backend", "buildah", "/var/tmp/same", "127.0.0.1:9/none/c:1"], check=False, timeout=120
+    )  # fmt: skip
+    said = failed.stderr.decode()
+    assert failed.returncode == 1 and "  command: buildah push" in said and "refused" in said
+    assert other.sh("buildah images -qa; buildah containers -qa") == before

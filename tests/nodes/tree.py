@@ -33,8 +33,8 @@ REPO = Path(__file__).resolve().parents[2]
 CACHE = REPO / ".cache" / "node"
 SUITE = "trixie"
 PACKAGES = (
-    "aardvark-dns", "buildah", "ca-certificates", "checkpointctl", "conmon", "containerd", "criu", "crun",
-    "docker-registry", "iproute2", "iptables", "kmod", "libcriu2", "netavark", "nftables", "oras", "podman",
+    "aardvark-dns", "age", "buildah", "ca-certificates", "checkpointctl", "conmon", "containerd", "cosign", "criu",
+    "crun", "docker-registry", "iproute2", "iptables", "kmod", "libcriu2", "netavark", "nftables", "oras", "podman",
     "procps", "python3", "python3-venv", "runc", "skopeo", "strace", "zstd",
 )  # fmt: skip
 # Linux 6.16 made SO_PASSCRED an error on sockets that are not unix ones, and CRIU before 4.2 then dumps no
@@ -65,6 +65,13 @@ _OLD_CRIU = f"""chroot "$1" sh -euc '
         echo "exec /opt/criu-4.1/usr/sbin/criu \\"\\$@\\""
     }} >criu
     chmod 755 criu && ./criu --version
+'"""
+# cosign 3 signs with bundles, trixie's cosign 2 with tags: images have to please both.
+NEW_COSIGN = "/opt/cosign-3/usr/bin/cosign"
+_NEW_COSIGN = f"""chroot "$1" sh -euc '
+    mkdir -p /opt/cosign-3 && cd /opt/cosign-3
+    apt-get -q download cosign/{NEXT_SUITE}
+    dpkg-deb -x cosign_*.deb . && rm -r cosign_*.deb usr/share && usr/bin/cosign version
 '"""
 # What the sources of the wheel are; everything else in the checkout does not change a node.
 SOURCES = (
@@ -100,7 +107,7 @@ def require_root() -> None:
 
 def debian() -> Path:
     """The Debian tree, built when its package list is new. Raises PrivilegeError, UnsupportedError."""
-    name = f"tree-{digest([SUITE, *PACKAGES, PREFERENCES, _OLD_CRIU, *_DPKG])}"
+    name = f"tree-{digest([SUITE, *PACKAGES, PREFERENCES, _OLD_CRIU, _NEW_COSIGN, *_DPKG])}"
     return cached(name, lambda path: mmdebstrap(path, PACKAGES, variant="minbase"))
 
 
@@ -197,7 +204,8 @@ def mmdebstrap(path: Path, packages: Iterable[str], *, variant: str) -> None:
     program = which("mmdebstrap")
     options = [f"--dpkgopt={o}" for o in _DPKG]
     options += [f"--aptopt={key} {_quote(value)}" for key, value in apt_settings()]
-    hooks = [f"--setup-hook={_PINS}", *([f"--customize-hook={_OLD_CRIU}"] if variant == "minbase" else [])]
+    extra = [_OLD_CRIU, _NEW_COSIGN] if variant == "minbase" else []
+    hooks = [f"--setup-hook={_PINS}", *(f"--customize-hook={script}" for script in extra)]
     url = mirror()
     result = subprocess.run(
         [

@@ -60,12 +60,15 @@ def tree_of(directory: Path) -> dict[str, bytes]:
 
 def registry_program() -> str:
     """A docker-registry that runs on this host: installed, or that of the node tree."""
-    inside = sorted(tree.CACHE.glob("tree-*/usr/bin/docker-registry"))
-    found = shutil.which("docker-registry") or (str(inside[-1]) if inside else None)
+    return program("docker-registry")
+
+
+def program(name: str) -> str:
+    """A program that runs on this host, or that of the node tree does: Go programs need no libraries of it."""
+    inside = sorted(tree.CACHE.glob(f"tree-*/{name.lstrip('/') if '/' in name else f'usr/bin/{name}'}"))
+    found = shutil.which(name) or (str(inside[-1]) if inside else None)
     if found is None:
-        pytest.skip(
-            "no docker-registry: apt-get install docker-registry, or build the node tree (make node)"
-        )
+        pytest.skip(f"no {name}: apt-get install it, or build the node tree (make node)")
     return found
 
 

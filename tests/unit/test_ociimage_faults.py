@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F811  (fixtures are imported and then named as arguments)
+"""Every fault at every request of a push and a pull, and processes that are killed in the middle.
+
+The rule: a fault that passes is overcome; one that does not is told in one typed error; and never does anything but
+the right bytes become a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cryoci.errors import CryociError, IntegrityError
+from cryoci.ociimage import image, layers, reference
+from cryoci.ociimage import registry as registry_module
+from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.transport import RegistryOptions
+from tests.unit.images import (  # noqa: F401
+    Proxy,
+    Request,
+    make_checkpoint,
+    no_credentials,
+    no_sleep,
+    proxy,
+    registry,
+    tree_of,
+)
+
+pytestmark = pytest.mark.usefixtures("no_credentials")
+
+
+def ref(text: str) -> RegistryRef:
+    found = reference.parse(text)
+    assert isinstance(found, RegistryRef)
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that many tests only read."""
+    return make_checkpoint(tmp_path_factory.mktemp("faults") / "ck")
+
+
+@pytest.fixture
+def small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of 700 kB that travels as a large one does: hundreds of transfers stay quick."""
+    monkeypatch.setattr(layers, "BULK_SIZE", 256 << 10)
+    monkeypatch.setattr(registry_module, "SMALL", 64 << 10)
+    directory = tmp_path / "small"
+    shutil.copytree(source, directory)
+    os.truncate(directory / "checkpoint/pages-1.img", 700_000)
+    return directory
+
+
+class Nth:
+    """Does `fault` to the request of that number, once."""
+
+    def __init__(self, number: int, fault: Callable[[Request], bool]) -> None:
+        self.number, self.fault = number, fault
+        self.seen = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, request: Request) -> bool:
+        with self.lock:
+            self.seen += 1
+            hit = self.seen == self.number
+        return self.fault(request) if hit else False
+
+
+def _drain(request: Request) -> None:
+    """Take the body in, so that the client gets to read the answer."""
+    handler = request.handler
+    if handler.headers.get("Transfer-Encoding", "").lower() == "chunked":
+        while size := int(handler.rfile.readline() or b"0", 16):
+            handler.rfile.read(size + 2)
+        handler.rfile.readline()
+    else:
+        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+
+
+def _answer(status: int) -> Callable[[Request], bool]:
+    def fault(request: Request) -> bool:
+        _drain(request)
+        return request.answer(status, headers={"Retry-After": "0"} if status == 429 else None)
+
+    return fault
+
+
+def _truncate(request: Request) -> bool:
+    """Headers that promise more than comes."""
+    _drain(request)
+    handler = request.handler
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b"{")
+    handler.wfile.flush()
+    return request.hang_up()
+
+
+def _delay(request: Request) -> bool:
+    time.sleep(0.5)  # longer than the read timeout of these tests
+    return request.hang_up()
+
+
+PASSING: dict[str, Callable[[Request], bool]] = {
+    "drop": lambda request: request.hang_up(),
+    "delay": _delay,
+    "429": _answer(429),
+    "500": _answer(500),
+    "503": _answer(503),
+}
+OPTIONS = RegistryOptions(read_timeout=0.4)
+
+
+def requests_of(proxy: Proxy, work: Callable[[], object]) -> int:
+    proxy.log.clear()
+    work()
+    return len(proxy.log)
+
+
+@pytest.mark.parametrize("faults", [["drop"], ["delay", "429", "500", "503"]], ids=["drop", "mixed"])
+def test_a_passing_fault_at_every_request_of_a_push(
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float], faults: list[str]
+) -> None:
+    place = f"{proxy.host}/push/{'-'.join(faults)}"
+    count = requests_of(proxy, lambda: image.push(small, ref(f"{place}/count:1")))
+    assert count > 10
+    for number in range(1, count + 1):
+        name = ref(f"{place}/{number}:1")
+        proxy.before = Nth(number, PASSING[faults[number % len(faults)]])
+        pushed = image.push(small, name, registry_options=OPTIONS)
+        proxy.before = lambda request: False
+        assert image.inspect(name).digest == pushed.digest
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(small)
+
+
+@pytest.mark.parametrize("fault", [*PASSING, "truncate"])
+def test_a_fault_at_every_request_of_a_pull(
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float], fault: str
+) -> None:
+    name = ref(f"{proxy.host}/pull/{fault}:1")
+    image.push(small, name)
+    expected = tree_of(small)
+    count = requests_of(proxy, lambda: image.pull(name, tmp_path / "first"))
+    for number in range(1, count + 1):
+        proxy.before = Nth(number, PASSING.get(fault, _truncate))
+        out = tmp_path / f"out{number}"
+        try:
+            image.pull(name, out, registry_options=OPTIONS)
+        except CryociError:
+            assert fault == "truncate"
+            assert not out.exists() and not list(tmp_path.glob(".out*"))
+        else:
+            assert tree_of(out) == expected
+
+
+def test_a_flipped_bit_in_every_answer_of_a_pull(
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
+) -> None:
+    name = ref(f"{proxy.host}/flip/a:1")
+    image.push(small, name)
+    expected, refused = tree_of(small), 0
+    for place in (0, 0.5, 1):
+        for number in range(1, 30):
+            seen = [0]
+
+            def flip(
+                request: Request,
+                data: bytes,
+                number: int = number,
+                place: float = place,
+                seen: list[int] = seen,
+            ) -> bytes:
+                seen[0] += 1
+                if seen[0] != number or not data:
+                    return data
+                i = int(place * (len(data) - 1))
+                return data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]
+
+            proxy.body = flip
+            out = tmp_path / f"out{place}-{number}"
+            try:
+                image.pull(name, out)
+            except CryociError:
+                refused += 1
+                assert not out.exists() and not list(tmp_path.glob(".out*"))
+            else:
+                assert tree_of(out) == expected
+            if seen[0] < number:
+                break
+    assert refused >= 9
+
+
+def test_tokens_that_expire_at_every_request(
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
+) -> None:
+    """A token is good for three requests; each new one is asked for with what the auth file says."""
+    left = [0]
+    lock = threading.Lock()
+    realm = f"http://{proxy.host}/token"
+
+    def before(request: Request) -> bool:
+        with lock:
+            if request.path.startswith("/token"):
+                left[0] = 3
+                return request.answer(200, json.dumps({"token": f"t{time.monotonic_ns()}"}).encode())
+            left[0] -= 1
+            if request.handler.headers.get("Authorization", "").startswith("Bearer") and left[0] >= 0:
+                return False
+        _drain(request)
+        return request.answer(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'})
+
+    name = ref(f"{proxy.host}/tokens/a:1")
+    proxy.before = before
+    image.push(small, name)
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(small)
+
+
+def test_a_full_disk(registry: str, source: Path, tmp_path: Path) -> None:
+    """A file system of 4 MiB, in a mount namespace of its own: told in one line, and nothing is left on it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    name = f"{registry}/full/a:1"
+    image.push(source, ref(name))
+    small = tmp_path / "small"
+    small.mkdir()
+    for target in (f"{small}/out", f"oci:{small}/layout:a"):
+        script = (
+            f"mount -t tmpfs -o size=4m small {small}; "
+            f"{sys.executable} -m cryoci.cli.main pull {name} {target}; code=$?; "
+            f"find {small} -type f -size +64k; exit $code"
+        )
+        words = ["unshare", "-m", "sh", "-c", script]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "no space left" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def _moved(proxy: Proxy) -> tuple[Callable[[Request, bytes], bytes], list[int]]:
+    """A `body` hook that counts the bytes of blobs that came down."""
+    down = [0]
+
+    def body(request: Request, data: bytes) -> bytes:
+        if request.method == "GET" and "/blobs/sha256:" in request.path:
+            down[0] += len(data)
+        return data
+
+    return body, down
+
+
+def test_a_killed_pull_goes_on_with_what_is_missing(
+    proxy: Proxy, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ref(f"{proxy.host}/killed/pull:1")
+    image.push(source, name)
+    parts = sorted(image.inspect(name).layers, key=lambda layer: layer.size)
+    largest = parts[-1].digest
+    stuck = threading.Event()
+
+    def stall(request: Request) -> bool:
+        if request.method == "GET" and largest in request.path:
+            stuck.set()
+            time.sleep(30)
+        return False
+
+    target = LayoutRef(tmp_path / "layout", "c")
+    proxy.before = stall
+    words = [sys.executable, "-m", "cryoci.cli.main", "pull", str(name), str(target)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert stuck.wait(30)
+    end = time.monotonic() + 10
+    store = tmp_path / "layout/blobs/sha256"
+    finished = [layer.digest[7:] for layer in parts[:-1]]
+    while not all((store / digest).exists() for digest in finished) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    proxy.before = lambda request: False
+    proxy.body, down = _moved(proxy)
+    copied = image.copy(name, target)
+    assert down[0] == parts[-1].size
+    assert copied.skipped >= sum(layer.size for layer in parts[:-1])
+    image.pull(target, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(source)
+    assert not list(store.glob(".tmp*")) or image.remove(target) > 0
+
+
+def test_a_killed_push_goes_on_with_what_is_missing(proxy: Proxy, source: Path, tmp_path: Path) -> None:
+    origin = LayoutRef(tmp_path / "layout", "c")
+    image.push(source, origin)
+    parts = sorted(image.inspect(origin).layers, key=lambda layer: layer.size)
+    name = ref(f"{proxy.host}/killed/push:1")
+    stuck = threading.Event()
+
+    def stall(request: Request) -> bool:
+        if request.method == "PATCH":  # only the large one is streamed
+            stuck.set()
+            time.sleep(30)
+        return False
+
+    proxy.before = stall
+    words = [sys.executable, "-m", "cryoci.cli.main", "push", str(origin), str(name)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert stuck.wait(30)
+    time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    proxy.before = lambda request: False
+    copied = image.copy(origin, name)
+    assert copied.skipped >= parts[0].size
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(source)
+
+
+def test_what_stays_wrong_is_told_once(proxy: Proxy, source: Path, no_sleep: list[float]) -> None:
+    """A registry that keeps other bytes than it was given is found out when the tag is read back."""
+    proxy.body = lambda request, data: (
+        data.replace(b'"counter"', b'"counteR"')
+        if request.method == "GET" and request.path.endswith("/manifests/1")
+        else data
+    )
+    with pytest.raises(IntegrityError):
+        image.push(source, ref(f"{proxy.host}/wrong/a:1"))

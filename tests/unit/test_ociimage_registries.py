@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: F811  (fixtures are imported and then named as arguments)
+"""registries.conf and certs.d: mirrors, other locations, blocked registries, CAs and client certificates."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cryoci.errors import ConfigError, IntegrityError, RegistryError, UsageError
+from cryoci.ociimage import image, reference, registries, transport
+from cryoci.ociimage.reference import RegistryRef
+from cryoci.ociimage.transport import RegistryOptions
+from tests.unit.images import (  # noqa: F401
+    Proxy,
+    Request,
+    checkpoint,
+    free_port,
+    no_credentials,
+    no_sleep,
+    proxy,
+    registry,
+    running_registry,
+    tree_of,
+)
+
+pytestmark = pytest.mark.usefixtures("no_credentials")
+
+
+def ref(text: str) -> RegistryRef:
+    found = reference.parse(text)
+    assert isinstance(found, RegistryRef)
+    return found
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(registries, "CONF", tmp_path / "registries.conf")
+    return tmp_path / "registries.conf"
+
+
+def test_mirrors_come_first_and_are_optional(
+    conf: Path, registry: str, proxy: Proxy, checkpoint: Path, tmp_path: Path, no_sleep: list[float]
+) -> None:
+    image.push(checkpoint, ref(f"{registry}/mirrored/c:1"))
+    conf.write_text(
+        f'[[registry]]\nprefix = "far.example/team"\nlocation = "127.0.0.1:{free_port()}/none"\n'
+        f'[[registry.mirror]]\nlocation = "127.0.0.1:{free_port()}/down"\n'
+        f'[[registry.mirror]]\nlocation = "{proxy.host}/mirrored"\ninsecure = true\n'
+    )
+    image.pull(ref("far.example/team/c:1"), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    assert any(path.startswith("/v2/mirrored/c/blobs/") for _, path in proxy.log)
+    # what a mirror gives is checked like everything else
+    digest = image.inspect(ref("far.example/team/c:1")).digest
+    proxy.body = lambda request, data: data[:-1] + b" " if "/blobs/" in request.path else data
+    with pytest.raises(IntegrityError):
+        image.pull(ref(f"far.example/team/c@{digest}"), tmp_path / "out2")
+
+
+def test_another_location(conf: Path, registry: str, checkpoint: Path, tmp_path: Path) -> None:
+    image.push(checkpoint, ref(f"{registry}/moved/c:1"))
+    conf.write_text(f'[[registry]]\nprefix = "old.example"\nlocation = "{registry}/moved"\n')
+    image.pull(ref("old.example/c:1"), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+
+
+def test_which_mirrors_serve_what(conf: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    conf.write_text(
+        '[[registry]]\nlocation = "h.io"\n'
+        '[[registry.mirror]]\nlocation = "m1.io/x"\npull-from-mirror = "digest-only"\n'
+        '[[registry.mirror]]\nlocation = "m2.io"\npull-from-mirror = "tag-only"\n'
+        '[[registry.mirror]]\nlocation = "m3.io"\n'
+        '[[registry]]\nprefix = "*.wild.io"\nlocation = "w.io/cache"\n'
+        '[[registry]]\nlocation = "h.io/evil"\nblocked = true\n'
+    )
+    by_tag = [str(s.ref) for s in registries.sources(ref("h.io/a/b:1"))]
+    assert by_tag == ["m2.io/a/b:1", "m3.io/a/b:1", "h.io/a/b:1"]
+    by_digest = [str(s.ref) for s in registries.sources(ref(f"h.io/a/b@{digest}"))]
+    assert by_digest == [f"m1.io/x/a/b@{digest}", f"m3.io/a/b@{digest}", f"h.io/a/b@{digest}"]
+    assert [str(s.ref) for s in registries.sources(ref("a.wild.io/b:1"))] == ["w.io/cache/b:1"]
+    assert [str(s.ref) for s in registries.sources(ref("other.io/b:1"))] == ["other.io/b:1"]
+    with pytest.raises(UsageError, match="blocked"):
+        image.inspect(ref("h.io/evil/b:1"))
+    with pytest.raises(UsageError, match="blocked"):
+        image.remove(ref("h.io/evil/b:1"))
+    conf.write_text('[[registry]]\nprefix = "h.io"\nlocation = "Not A Place"\n')
+    with pytest.raises(ConfigError, match="leads to no repository"):
+        registries.sources(ref("h.io/a:1"))
+
+
+def test_blobs_are_mounted_between_repositories_of_one_registry(
+    proxy: Proxy, checkpoint: Path, tmp_path: Path
+) -> None:
+    one, two = ref(f"{proxy.host}/mount/one:1"), ref(f"{proxy.host}/mount/two:1")
+    pushed = image.push(checkpoint, one)
+    proxy.log.clear()
+    copied = image.copy(one, two)
+    assert copied.digest == pushed.digest and copied.skipped == copied.size
+    assert not any(method == "GET" and "/blobs/" in path for method, path in proxy.log)
+    image.pull(two, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    # a registry that opens an upload instead, or refuses: the bytes travel
+    for status in (202, 403, 405):
+
+        def before(request: Request, status: int = status) -> bool:
+            if request.method == "POST" and "mount=" in request.path and status != 202:
+                return request.answer(status)
+            if "mount=" in request.path:
+                place = {"Location": "/v2/mount/x/blobs/uploads/1234"}
+                return request.answer(202, headers=place)
+            return False
+
+        proxy.before = before
+        image.copy(one, ref(f"{proxy.host}/mount/three{status}:1"))
+
+
+def authority(root: Path, name: str, *, client: bool = False) -> None:
+    """NAME.pem and NAME.key, self-signed."""
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    more = (
+        ["-addext", "extendedKeyUsage=clientAuth"] if client else ["-addext", "subjectAltName=IP:127.0.0.1"]
+    )
+    files = ["-keyout", f"{root}/{name}.key", "-out", f"{root}/{name}.pem"]
+    subprocess.run(
+        [*words, "-days", "2", "-subj", f"/CN={name}", *more, *files], check=True, capture_output=True
+    )
+
+
+@pytest.fixture(scope="module")
+def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """HOST:PORT of a registry that wants a client certificate, and the directory of its keys."""
+    root = tmp_path_factory.mktemp("mutual")
+    authority(root, "server")
+    authority(root, "client", client=True)
+    tls = (
+        f", tls: {{certificate: {root}/server.pem, key: {root}/server.key, clientcas: [{root}/client.pem]}}"
+    )
+    with running_registry(root, tls=tls) as host:
+        yield host, root
+
+
+def test_certificates_of_certs_d(
+    mutual: tuple[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, root = mutual
+    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
+    monkeypatch.setattr(registries, "CERTIFICATES", (tmp_path / "certs.d",))
+    place = tmp_path / "certs.d" / host
+    place.mkdir(parents=True)
+    options = RegistryOptions(plain_http=False, attempts=1)
+    with pytest.raises(RegistryError, match="no trusted TLS connection"):
+        image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
+    (place / "ca.crt").write_bytes((root / "server.pem").read_bytes())
+    with pytest.raises(RegistryError):  # the CA is right, and we have no certificate
+        image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
+    (place / "client.cert").write_bytes((root / "client.pem").read_bytes())
+    with pytest.raises(ConfigError, match="has no key beside it"):
+        image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
+    (place / "client.key").write_bytes((root / "client.key").read_bytes())
+    image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
+    image.pull(ref(f"{host}/a/b:1"), tmp_path / "out", registry_options=options)
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    (place / "ca.crt").write_text("rubbish")
+    with pytest.raises(ConfigError, match="no certificate in PEM"):
+        image.inspect(ref(f"{host}/a/b:1"), registry_options=options)
