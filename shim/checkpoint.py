@@ -2,6 +2,7 @@
 """`checkpoint`: refuse early, run the real runtime, and look at what it left."""
 
 import hashlib
+import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,6 +14,7 @@ from cryoci.shim.bundle import ORIGINAL
 from cryoci.shim.criu import conf
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import CriuVersion, probe
+from cryoci.shim.devices.inject import found
 from cryoci.shim.gpu import plugin
 from cryoci.shim.gpu.dumping import Dumping, dumping
 from cryoci.shim.paths import valid_id
@@ -92,12 +94,15 @@ def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dic
     system = os.uname()
     spec = str(facts.get("spec") or "")
     digest = None
+    devices = facts.get("devices")
     for candidate in (spec + ORIGINAL, spec):
         try:
             with open(candidate, "rb") as f:
-                digest = "sha256:" + hashlib.sha256(f.read()).hexdigest()
+                raw = f.read()
+            digest = "sha256:" + hashlib.sha256(raw).hexdigest()
+            devices = devices or found(json.loads(raw))
             break
-        except OSError:
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
             continue
     return {
         "version": 1,
@@ -108,4 +113,5 @@ def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dic
         "arch": system.machine,
         "edits": facts.get("edits", []),
         "spec_digest": digest,
+        "devices": devices,
     }

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
-from cryoci.shim import bundle, cgroup, checkpoint, create, failure, operation, underlying
+from cryoci.shim import bundle, cgroup, checkpoint, child, create, failure, operation, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
@@ -46,7 +46,7 @@ def main(line: Invocation, launcher: str) -> int:
     known = record.exists
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
-    made = create.prepare(line, below, conf.render(chosen, "restore"))
+    made = create.prepare(line, below, conf.render(chosen, "restore"), operation.image_directory(line))
     if made is None:  # no bundle to edit: the runtime says so
         underlying.execute(path, line.argv)
         return 1
@@ -54,8 +54,15 @@ def main(line: Invocation, launcher: str) -> int:
     status = 1
     try:
         status = attempt(line, below, record, edit, chosen)
-        if status == 0 and below.kind == "crun" and line.has("detach"):
-            gather(line, below)
+        if status == 0 and line.has("detach"):
+            if below.kind == "crun":
+                gather(line, below)
+            try:
+                settle_devices(line, below, made[0])
+            except BaseException:
+                status = 1
+                child.run(below.path, operation.delete_words(line, below), tied=False)
+                raise
     finally:
         if status != 0:
             edit.undo()
@@ -102,19 +109,31 @@ def gpus(
 
 def gather(line: Invocation, below: Runtime) -> None:
     """Bring processes that crun has left in our cgroup into the container's."""
+    try:
+        cgroup.gather(pid_of(line, below))
+    except (OSError, ValueError, KeyError, CryociError) as e:
+        failure.say(line, f"processes of {line.id} may be outside of its cgroup: {e}", level="warning")
+
+
+def settle_devices(line: Invocation, below: Runtime, record: Record) -> None:
+    """Make this node's devices in the restored container's /dev. Raises RestoreError: it would not run on."""
+    devices = record.facts.get("devices")
+    if devices:
+        from cryoci.shim.devices.settle import settle
+
+        settle(pid_of(line, below), devices)
+
+
+def pid_of(line: Invocation, below: Runtime) -> int:
+    """Pid of the container's first process. Raises OSError, ValueError, KeyError or a CryociError."""
     from cryoci.command import run
 
     named = line.options.get("pid-file")
-    try:
-        if named:
-            with open(named) as f:
-                pid = int(f.read())
-        else:
-            root = ["--root", line.root] if line.root else []
-            pid = int(json.loads(run([below.path, *root, "state", line.id or ""]).stdout)["pid"])
-        cgroup.gather(pid)
-    except (OSError, ValueError, KeyError, CryociError) as e:
-        failure.say(line, f"processes of {line.id} may be outside of its cgroup: {e}", level="warning")
+    if named:
+        with open(named) as f:
+            return int(f.read())
+    root = ["--root", line.root] if line.root else []
+    return int(json.loads(run([below.path, *root, "state", line.id or ""]).stdout)["pid"])
 
 
 def choose(line: Invocation, launcher: str) -> str:
