@@ -32,6 +32,7 @@ VERBS = {
     "top": "Watch containers, what they hold, and their checkpoints.",
     "guard": "Checkpoint a container at intervals, and restore it after a crash.",
     "agent": "Push the checkpoints that this node's kubelet makes.",
+    "cdi": "Show or describe the devices that containers of this node can get.",
     "rm": "Remove checkpoint images and free their space.",
     "install": "Tell this node's engines about cryoci-runtime.",
     "uninstall": "Undo cryoci install, to the byte.",

@@ -41,7 +41,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.lines: list[tuple[int, int, str]] = []
         self.at = 0
-        ended = False
+        begun = ended = False
         for number, raw in enumerate(re.split("\r\n|\n|\r", text.removeprefix("\ufeff")), 1):
             body = raw.lstrip(" ")
             if body.startswith("\t") and body.strip("\t \r") and not body.lstrip("\t ").startswith("#"):
@@ -50,10 +50,10 @@ class _Reader:
             if not body:
                 continue
             if raw.startswith("---") and (body == "---" or raw[3:4] in " \t"):
-                if self.lines or ended:
+                if self.lines or begun or ended:
                     raise YamlError(f"line {number}: a second document")
-                body = body[3:].strip(" \t")
-                if body:
+                begun = True
+                if body != "---":
                     raise YamlError(f"line {number}: begin the document on the line below ---")
                 continue
             if raw.startswith("...") and body == "...":
@@ -231,6 +231,8 @@ def _flow(text: str, at: int, depth: int, *, top: bool = False) -> tuple[Any, in
         return _flow_sequence(text, at + 1, depth)
     if first == "{":
         return _flow_mapping(text, at + 1, depth)
+    if first and first in "]},":
+        raise YamlError(f"unexpected {text[at : at + 20]!r}")
     if first and first in "&*!|>%@`":
         raise YamlError(f"{text[at : at + 20]!r}: anchors, tags and block texts are not read here")
     end = len(text)
