@@ -160,20 +160,35 @@ class _Reader:
 def _uncomment(text: str) -> str:
     """`text` without its comment: a # at the start or after a blank, outside of quotes."""
     quote = ""
-    at = 0
+    flow = at = 0  # depth of brackets
     while at < len(text):
         letter = text[at]
-        if quote == '"' and letter == "\\":
-            at += 1
-        elif quote:
-            if letter == quote:
+        if quote:
+            if letter == "\\" and quote == '"':
+                at += 1
+            elif letter == quote:
                 quote = ""
-        elif letter in "'\"" and (at == 0 or text[at - 1] in " \t[{,:"):
-            quote = letter
         elif letter == "#" and (at == 0 or text[at - 1] in " \t"):
             return text[:at]
+        elif letter in "'\"[{" and _begins(text[:at], flow):
+            if letter in "'\"":
+                quote = letter
+            else:
+                flow += 1
+        elif letter in "]}" and flow:
+            flow -= 1
         at += 1
     return text
+
+
+def _begins(before: str, flow: int) -> bool:
+    """May a value begin after `before`? Elsewhere quotes and brackets are letters of a plain scalar."""
+    bare = before.rstrip(" \t")
+    if not bare.strip("- \t"):
+        return len(bare) < len(before) or not bare
+    if bare[-1] == ":":
+        return len(bare) < len(before) or bare[-2:-1] in ("'", '"')
+    return flow > 0 and bare[-1] in "[{,"
 
 
 def _key(text: str) -> tuple[str, str] | None:
@@ -231,7 +246,7 @@ def _flow(text: str, at: int, depth: int, *, top: bool = False) -> tuple[Any, in
         return _flow_sequence(text, at + 1, depth)
     if first == "{":
         return _flow_mapping(text, at + 1, depth)
-    if first and first in "]},":
+    if first and first in "]},#":
         raise YamlError(f"unexpected {text[at : at + 20]!r}")
     if first and first in "&*!|>%@`":
         raise YamlError(f"{text[at : at + 20]!r}: anchors, tags and block texts are not read here")
