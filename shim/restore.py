@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
-from cryoci.shim import bundle, cgroup, checkpoint, child, create, failure, operation, underlying
+from cryoci.shim import bundle, cgroup, checkpoint, child, config, create, failure, operation, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import probe
+from cryoci.shim.gpu import amd
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
@@ -39,13 +41,18 @@ def main(line: Invocation, launcher: str) -> int:
         raise PrivilegeError(
             "restore needs root: CRIU makes processes with given ids", hint="run it as root"
         )
-    probe()
+    criu = probe()
     record = Record(line.root, line.id or "")
     chosen = operation.options(line, below, record)
     operation.make_work_directory(line)
     known = record.exists
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
+    extra: dict[bytes, bytes] = {}
+    settings = config.load().amd
+    if amd.compare(operation.image_directory(line), settings):
+        chosen = dataclasses.replace(chosen, libdir=amd.check(chosen.libdir, criu.path))
+        extra = amd.variables(settings)
     made = create.prepare(line, below, conf.render(chosen, "restore"), operation.image_directory(line))
     if made is None:  # no bundle to edit: the runtime says so
         underlying.execute(path, line.argv)
@@ -53,16 +60,9 @@ def main(line: Invocation, launcher: str) -> int:
     edit = made[1]
     status = 1
     try:
-        status = attempt(line, below, record, edit, chosen)
-        if status == 0 and line.has("detach"):
-            if below.kind == "crun":
-                gather(line, below)
-            try:
-                settle_devices(line, below, made[0])
-            except BaseException:
-                status = 1
-                child.run(below.path, operation.delete_words(line, below), tied=False)
-                raise
+        status = attempt(line, below, made[0], edit, chosen, extra)
+        if status == 0 and below.kind == "crun" and line.has("detach"):
+            gather(line, below)
     finally:
         if status != 0:
             edit.undo()
@@ -71,18 +71,30 @@ def main(line: Invocation, launcher: str) -> int:
     return status
 
 
-def attempt(line: Invocation, below: Runtime, record: Record, edit: bundle.Edit, chosen: CriuOptions) -> int:
-    """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why."""
+def attempt(
+    line: Invocation,
+    below: Runtime,
+    record: Record,
+    edit: bundle.Edit,
+    chosen: CriuOptions,
+    extra: dict[bytes, bytes],
+) -> int:
+    """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why.
+
+    `extra` are variables for the runtime.
+    """
     with gpus(line, below, record, edit) as gpu:
         if gpu is not None:
             line, chosen = gpu.prepare(line, chosen)
             conf.write(record.conf, chosen, "restore")
         reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
         argv = operation.words(line, below, chosen, reads_conf=reads_conf)
-        env = operation.environment(record, reads_conf=reads_conf)
+        env = {**operation.environment(record, reads_conf=reads_conf), **extra}
         if gpu is not None:
             env.update(gpu.variables())
         status, explained = operation.run(line, argv, below, record, "restore", env)
+        if status == 0 and line.has("detach"):
+            settle_devices(line, below, record)
         if gpu is not None:
             status = gpu.finish(status)
     if status != 0 and explained:
@@ -116,12 +128,20 @@ def gather(line: Invocation, below: Runtime) -> None:
 
 
 def settle_devices(line: Invocation, below: Runtime, record: Record) -> None:
-    """Make this node's devices in the restored container's /dev. Raises RestoreError: it would not run on."""
-    devices = record.facts.get("devices")
-    if devices:
-        from cryoci.shim.devices.settle import settle
+    """Make this node's devices in the restored container's /dev, or remove it: it would not run on.
 
+    Raises RestoreError and what `pid_of` raises.
+    """
+    devices = record.facts.get("devices")
+    if not devices:
+        return
+    from cryoci.shim.devices.settle import settle
+
+    try:
         settle(pid_of(line, below), devices)
+    except BaseException:
+        child.run(below.path, operation.delete_words(line, below), tied=False)
+        raise
 
 
 def pid_of(line: Invocation, below: Runtime) -> int:
