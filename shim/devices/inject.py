@@ -145,7 +145,8 @@ def on_restore(spec: Spec, images: str, options: DeviceOptions) -> dict[str, Any
     if not (asked or wish.names or count):
         return None
     here = registry(options)
-    devices = choose(here, asked, wish.names, count, options.kinds)
+    given = frozenset(_paths(gone["nodes"], "path"))
+    devices = choose(here, asked, wish.names, count, options.kinds, given)
     hookless = [
         dataclasses.replace(d, edits={**d.edits, "hooks": []}, common={**d.common, "hooks": []})
         for d in devices
@@ -175,29 +176,30 @@ def _paths(entries: Any, key: str) -> set[str]:
 
 
 def choose(
-    here: cdi.Registry, asked: list[str], names: tuple[str, ...], count: int, kinds: tuple[str, ...]
+    here: cdi.Registry,
+    asked: list[str],
+    names: tuple[str, ...],
+    count: int,
+    kinds: tuple[str, ...],
+    paths: frozenset[str] = frozenset(),
 ) -> list[cdi.Device]:
     """Devices of this node for a checkpoint that had `names`, with `count` GPUs among them.
 
-    What the bundle asks for now goes first, then the same names as before, then as many others of the kind.
+    What the bundle asks for now goes first; then the GPUs whose nodes (`paths`) the bundle has, as an engine
+    puts them there that has given the container its share of this node; then the same names as before; then
+    as many others of the kind. Raises NotFoundError when there are too few.
     """
-    wanted = []
-    for words in (asked, [n for n in names if n.partition("=")[0] in kinds]):
-        try:
-            devices = here.resolve(request.names(words, here, kinds)) if words else []
-        except NotFoundError:
-            continue
+    named = [n for n in names if n.partition("=")[0] in kinds]
+    kind = named[0].partition("=")[0] if named else next((k for k in kinds if here.of_kind(k)), kinds[0])
+    single: dict[str, cdi.Device] = {}
+    for device in sorted(here.of_kind(kind), key=_order):
+        own = _gpu_paths(device)
+        if len(own) == 1:
+            single.setdefault(own.pop(), device)
+    given = [device for path, device in single.items() if path in paths]
+    for devices in (_resolve(here, asked, kinds), given, _resolve(here, named, kinds)):
         if devices and (not count or gpus(devices) == count):
             return devices
-        wanted.append(words)
-    kind = next((n.partition("=")[0] for n in names if n.partition("=")[0] in kinds), None)
-    kind = kind or next((k for k in kinds if here.of_kind(k)), kinds[0])
-    single: dict[tuple[Any, ...], cdi.Device] = {}
-    for device in sorted(here.of_kind(kind), key=_order):
-        own = edits.nodes(device)
-        numbers = tuple(sorted((n.get("major"), n.get("minor")) for n in own))
-        if gpus([device]) == 1:
-            single.setdefault(numbers, device)
     if not count or len(single) < count:
         raise NotFoundError(
             f"the checkpoint had {count or len(names)} devices of kind {kind}, and this node has {len(single)}"
@@ -207,10 +209,22 @@ def choose(
     return list(single.values())[:count]
 
 
+def _resolve(here: cdi.Registry, words: list[str], kinds: tuple[str, ...]) -> list[cdi.Device]:
+    """The devices that `words` name, [] when one of them is not here."""
+    try:
+        return here.resolve(request.names(words, here, kinds))
+    except NotFoundError:
+        return []
+
+
+def _gpu_paths(device: cdi.Device) -> set[str]:
+    paths = {str(node["path"]) for node in device.edits.get("deviceNodes") or ()}
+    return {path for path in paths if drop.GPU_NODE.fullmatch(path)}
+
+
 def gpus(devices: list[cdi.Device]) -> int:
     """How many GPUs are in `devices`: different nodes such as /dev/nvidia0."""
-    paths = {node["path"] for d in devices for node in d.edits.get("deviceNodes") or ()}
-    return sum(1 for path in paths if drop.GPU_NODE.fullmatch(path))
+    return len({path for device in devices for path in _gpu_paths(device)})
 
 
 def _order(device: cdi.Device) -> tuple[bool, int, str]:

@@ -283,6 +283,21 @@ def test_which_gpus_a_restore_gets(
             inject.choose(registry, asked, names, count, options.kinds)
 
 
+@pytest.mark.parametrize(
+    ("paths", "count", "names"),
+    [({"/dev/nvidia2", "/dev/nvidiactl"}, 1, ["2"]), ({"/dev/nvidia1", "/dev/nvidia2"}, 2, ["1", "2"]),
+     ({"/dev/nvidia2"}, 2, ["0", "1"]), ({"/dev/nvidia9"}, 1, ["0"])],
+)  # fmt: skip
+def test_the_share_that_an_engine_has_given_counts(
+    tmp_path: Path, paths: set[str], count: int, names: list[str]
+) -> None:
+    """containerd puts the new pod's devices into the bundle before it restores."""
+    options = here(tmp_path, specification(0, 1, 2))
+    registry = inject.registry(options)
+    found = inject.choose(registry, [], (f"{KIND}=all",), count, options.kinds, frozenset(paths))
+    assert [d.name for d in found] == names
+
+
 def test_places_that_this_node_has_nothing_for_are_named() -> None:
     made = [{"destination": f"{LIB}/libcuda.so.580.2"}, {"destination": f"{LIB}/libnvidia-ml.so.1"}]
     got = inject.relocate(made, [f"{LIB}/libcuda.so.570.9.1", f"{LIB}/libnvidia-ml.so.1"])
