@@ -138,7 +138,7 @@ def on_restore(spec: Spec, images: str, options: DeviceOptions) -> dict[str, Any
     Raises NotFoundError when this node has too few, UnsupportedError when it has no file for such a place.
     """
     wish = carried(images)
-    asked = request.words(spec, options)
+    asked = mapped(spec) or request.words(spec, options)
     gone = drop.strip(spec, wish.injected)
     old_nodes = _paths(gone["nodes"], "path") | _paths((wish.injected or {}).get("nodes"), "path")
     count = wish.count or sum(1 for path in old_nodes if drop.GPU_NODE.fullmatch(path))
@@ -166,6 +166,17 @@ def on_restore(spec: Spec, images: str, options: DeviceOptions) -> dict[str, Any
     new = {node["path"] for node in done["nodes"]}
     done["stale"] = sorted(path for path in old_nodes - new if path.startswith("/dev/"))
     return done
+
+
+def mapped(spec: Spec) -> list[str]:
+    """UUIDs of this node's GPUs that the operator's device map (`cryoci restore --device-map`) names."""
+    from cryoci.shim.gpu.restoring import MAP_ANNOTATION, MAP_VARIABLE
+
+    annotations = spec.get("annotations")
+    noted = annotations.get(MAP_ANNOTATION) if isinstance(annotations, dict) else None
+    text = str(noted or os.environ.get(MAP_VARIABLE) or "auto")
+    new = [part.partition("=")[2].strip() for part in text.split(",")]
+    return new if all(uuid.startswith("GPU-") for uuid in new) else []
 
 
 def _paths(entries: Any, key: str) -> set[str]:

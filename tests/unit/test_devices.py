@@ -298,6 +298,21 @@ def test_the_share_that_an_engine_has_given_counts(
     assert [d.name for d in found] == names
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("auto", "0"), ("", "0"), ("GPU-9=GPU-2", "GPU-2"), ("0=1", "0"), ("GPU-9=GPU-7", "0")],
+)
+def test_the_operators_map_names_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str
+) -> None:
+    options = here(tmp_path, specification(0, 1, 2))
+    path = images(tmp_path, dump={"devices": [f"{KIND}=0"], "gpus": [{"uuid": "GPU-9"}]})
+    for spec in (container(**{"io.cryoci.device-map": text}), container()):
+        done = inject.on_restore(spec, path, options)
+        assert done and done["names"] == [f"{KIND}={name}"]
+        monkeypatch.setenv("CRYOCI_DEVICE_MAP", text)
+
+
 def test_places_that_this_node_has_nothing_for_are_named() -> None:
     made = [{"destination": f"{LIB}/libcuda.so.580.2"}, {"destination": f"{LIB}/libnvidia-ml.so.1"}]
     got = inject.relocate(made, [f"{LIB}/libcuda.so.570.9.1", f"{LIB}/libnvidia-ml.so.1"])
