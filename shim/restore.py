@@ -92,6 +92,13 @@ def attempt(
         env = {**operation.environment(record, reads_conf=reads_conf), **extra}
         if gpu is not None:
             env.update(gpu.variables())
+        if not line.has("detach") and (record.facts.get("devices") or {}).get("stale"):
+            failure.say(
+                line,
+                "the container keeps the other node's device nodes, as a foreground restore cannot exchange them",
+                "restore it with --detach",
+                level="warning",
+            )
         status, explained = operation.run(line, argv, below, record, "restore", env)
         if status == 0 and line.has("detach"):
             settle_devices(line, below, record)
