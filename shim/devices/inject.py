@@ -138,15 +138,16 @@ def on_restore(spec: Spec, images: str, options: DeviceOptions) -> dict[str, Any
     Raises NotFoundError when this node has too few, UnsupportedError when it has no file for such a place.
     """
     wish = carried(images)
-    asked = mapped(spec) or request.words(spec, options)
+    asked = request.words(spec, options)
     gone = drop.strip(spec, wish.injected)
     old_nodes = _paths(gone["nodes"], "path") | _paths((wish.injected or {}).get("nodes"), "path")
-    count = wish.count or sum(1 for path in old_nodes if drop.GPU_NODE.fullmatch(path))
-    if not (asked or wish.names or count):
-        return None
+    had = sum(1 for path in old_nodes if drop.GPU_NODE.fullmatch(path))
+    if not (asked or wish.names or had):
+        return None  # also one whose GPUs were no devices of its own, as with all of /dev bound into it
+    count = wish.count or had
     here = registry(options)
     given = frozenset(_paths(gone["nodes"], "path"))
-    devices = choose(here, asked, wish.names, count, options.kinds, given)
+    devices = choose(here, mapped(spec) or asked, wish.names, count, options.kinds, given)
     hookless = [
         dataclasses.replace(d, edits={**d.edits, "hooks": []}, common={**d.common, "hooks": []})
         for d in devices
