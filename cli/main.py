@@ -35,6 +35,7 @@ VERBS = {
     "sign": "Sign a checkpoint image, as cosign does.",
     "verify": "Show who signed a checkpoint image.",
     "keygen": "Make a key pair for signing, or for encryption.",
+    "cdi": "Show or describe the devices that containers of this node can get.",
     "rm": "Remove checkpoint images and free their space.",
     "install": "Tell this node's engines about cryoci-runtime.",
     "uninstall": "Undo cryoci install, to the byte.",

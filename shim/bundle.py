@@ -27,14 +27,20 @@ _LIMIT = 64 << 20  # bytes of config.json
 
 
 class Context:
-    """What modifiers may know. `conf` is the path of the container's CRIU configuration."""
+    """What modifiers may know, and what they leave behind.
 
-    __slots__ = ("conf", "edits", "runtime")
+    `conf` is the path of the container's CRIU configuration; `images` that of its CRIU images on a restore,
+    None on create; `devices` what was put in (shim/devices), for the record.
+    """
 
-    def __init__(self, runtime: Runtime, conf: str) -> None:
+    __slots__ = ("conf", "devices", "edits", "images", "runtime")
+
+    def __init__(self, runtime: Runtime, conf: str, images: str | None = None) -> None:
         self.runtime = runtime
         self.conf = conf
+        self.images = images
         self.edits: list[str] = []
+        self.devices: dict[str, Any] | None = None
 
 
 def criu_config(spec: Spec, context: Context) -> None:
@@ -59,6 +65,29 @@ def criu_config(spec: Spec, context: Context) -> None:
         annotations[ANNOTATION] = context.conf
         spec["annotations"] = annotations
         context.edits.append(f"annotations.{ANNOTATION}")
+
+
+def devices(spec: Spec, context: Context) -> None:
+    """Devices that the container asks for, or that its checkpoint had (shim/devices, loaded only then)."""
+    if context.images is not None or _asks_devices(spec):
+        from cryoci.shim.devices import inject
+
+        inject.modify(spec, context)
+
+
+def _asks_devices(spec: Spec) -> bool:
+    """May anything in `spec` be a wish for devices? (`shim.devices.request` has the details.)"""
+    annotations, process = spec.get("annotations"), spec.get("process")
+    if isinstance(annotations, dict):
+        for key in annotations:
+            if key == "io.cryoci.gpus" or key[:11] == "cdi.k8s.io/":
+                return True
+    env = process.get("env") if isinstance(process, dict) else None
+    if isinstance(env, list):
+        for variable in env:
+            if isinstance(variable, str) and variable[:23] == "NVIDIA_VISIBLE_DEVICES=":
+                return True
+    return False
 
 
 def is_ours(value: Any) -> bool:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`checkpoint`: refuse early, run the real runtime, and look at what it left."""
 
+import dataclasses
 import hashlib
+import json
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from cryoci.errors import CheckpointError, PrivilegeError
 from cryoci.files import write_json
@@ -13,7 +16,8 @@ from cryoci.shim.bundle import ORIGINAL
 from cryoci.shim.criu import conf
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import CriuVersion, probe
-from cryoci.shim.gpu import plugin
+from cryoci.shim.devices import inject
+from cryoci.shim.gpu import amd, kfd, plugin
 from cryoci.shim.gpu.dumping import Dumping, dumping
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
@@ -41,6 +45,10 @@ def main(line: Invocation, launcher: str) -> int:
     record = Record(line.root, line.id or "")
     facts = record.facts if record.load() else {}
     chosen = operation.options(line, below, record)
+    topology, extra = None, {}
+    if amd.uses(devices_of(facts)):
+        chosen = dataclasses.replace(chosen, libdir=amd.check(chosen.libdir, criu.path))
+        topology, extra = kfd.capture(), amd.variables(config.load().amd)
     try:
         record.make()
         conf.write(record.conf, chosen, "dump")
@@ -58,7 +66,7 @@ def main(line: Invocation, launcher: str) -> int:
             below,
             record,
             "dump",
-            {**operation.environment(record, reads_conf=reads_conf), **gpu.variables()},
+            {**operation.environment(record, reads_conf=reads_conf), **gpu.variables(), **extra},
         )
     if status == 0:
         if not os.path.isfile(directory + "/inventory.img"):
@@ -68,8 +76,10 @@ def main(line: Invocation, launcher: str) -> int:
             )
         try:
             write_json(f"{directory}/{FACTS}", describe(below, criu, facts))
+            if topology:
+                write_json(f"{directory}/{amd.TOPOLOGY}", topology)
         except OSError as e:
-            failure.say(line, f"cannot write {directory}/{FACTS}: {e.strerror}", level="warning")
+            failure.say(line, f"cannot write cryoci's files to {directory}: {e.strerror}", level="warning")
     return status
 
 
@@ -85,6 +95,17 @@ def _gpus(
     return dumping(
         line, below, record, images=directory, lock_seconds=settings.lock_timeout, criu=criu.version
     )
+
+
+def devices_of(facts: dict[str, Any]) -> Any:
+    """What was put into the container: what cryoci wrote down, else what its specification shows."""
+    if facts.get("devices"):
+        return facts["devices"]
+    try:
+        with open(str(facts.get("spec") or ""), "rb") as f:
+            return inject.found(json.load(f))
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dict[str, object]:
@@ -108,4 +129,5 @@ def describe(below: Runtime, criu: CriuVersion, facts: dict[str, object]) -> dic
         "arch": system.machine,
         "edits": facts.get("edits", []),
         "spec_digest": digest,
+        "devices": devices_of(facts),
     }

@@ -15,6 +15,8 @@ from cryoci.errors import ConfigError, NotFoundError
 from cryoci.shim import paths, state, underlying
 from cryoci.shim.criu import conf
 from cryoci.shim.criu.options import CriuOptions, unknown_key
+from cryoci.shim.devices.options import DeviceOptions
+from cryoci.shim.gpu.amd import AmdOptions
 
 _LIMIT = 1 << 20
 
@@ -37,6 +39,8 @@ class Config:
     runtime: str | None = None
     criu: CriuOptions = dataclasses.field(default_factory=CriuOptions)
     gpu: GpuSettings = dataclasses.field(default_factory=GpuSettings)
+    devices: DeviceOptions = dataclasses.field(default_factory=DeviceOptions)
+    amd: AmdOptions = dataclasses.field(default_factory=AmdOptions)
 
 
 def load(path: str | None = None) -> Config:
@@ -70,7 +74,7 @@ def load(path: str | None = None) -> Config:
 
 def parse(values: dict[str, Any]) -> Config:
     """Check parsed TOML. Raises ConfigError."""
-    tables = {"runtime": {"path": str}, "criu": None, "gpu": None}
+    tables = {"runtime": {"path": str}, "criu": None, "gpu": None, "devices": None, "amd": None}
     for name, table in values.items():
         if name not in tables:
             raise unknown_key(name, tables, "the file")
@@ -91,7 +95,13 @@ def parse(values: dict[str, Any]) -> Config:
         raise ConfigError(
             f"[runtime] path is {path!r}", hint='write a name such as "runc", or an absolute path'
         )
-    return Config(path, CriuOptions.from_mapping(values.get("criu", {})), _gpu(values.get("gpu", {})))
+    return Config(
+        path,
+        CriuOptions.from_mapping(values.get("criu", {})),
+        _gpu(values.get("gpu", {})),
+        DeviceOptions.from_mapping(values.get("devices", {})),
+        AmdOptions.from_mapping(values.get("amd", {})),
+    )
 
 
 def _gpu(table: dict[str, Any]) -> GpuSettings:

@@ -8,7 +8,7 @@ from cryoci.shim.paths import absolute, valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
 
-MODIFIERS = [bundle.criu_config]
+MODIFIERS = [bundle.criu_config, bundle.devices]
 
 
 def main(line: Invocation, launcher: str) -> int:
@@ -22,14 +22,18 @@ def main(line: Invocation, launcher: str) -> int:
     return 1
 
 
-def prepare(line: Invocation, below: Runtime, conf: str | None = None) -> tuple[Record, bundle.Edit] | None:
+def prepare(
+    line: Invocation, below: Runtime, conf: str | None = None, images: str | None = None
+) -> tuple[Record, bundle.Edit] | None:
     """Edit the bundle and write the record of the container that `line` is about to make.
 
-    `conf` is the text of its criu.conf, by default what config.toml says. None when there is no bundle
-    to edit, or this user may not keep records (rootless): the container then is the runtime's alone.
+    `conf` is the text of its criu.conf, by default what config.toml says; `images` the CRIU images that it
+    is restored from. None when there is no bundle to edit, or this user may not keep records (rootless): the
+    container then is the runtime's alone.
     """
     record = Record(line.root, line.id or "")
-    context = bundle.Context(below, record.conf)
+    context = bundle.Context(below, record.conf, images)
+    known = record.exists
     directory = absolute(line.options.get("bundle") or "").rstrip("/")
     name = line.options.get("config") or "config.json"  # crun looks from inside the bundle
     spec_path = name if name[:1] == "/" else f"{directory}/{name}"
@@ -39,7 +43,12 @@ def prepare(line: Invocation, below: Runtime, conf: str | None = None) -> tuple[
         return None
     except OSError as e:
         raise storage_error(record, e) from e
-    edit = bundle.edit(spec_path, MODIFIERS, context)
+    try:
+        edit = bundle.edit(spec_path, MODIFIERS, context)
+    except Exception:
+        if not known:
+            record.remove()
+        raise
     if edit is None:
         record.remove()
         return None
@@ -51,6 +60,7 @@ def prepare(line: Invocation, below: Runtime, conf: str | None = None) -> tuple[
         "runtime_version": below.text,
         "annotated": bundle.points_to(edit.spec, record.conf),
         "edits": context.edits,
+        "devices": context.devices,
         "pid_file": line.options.get("pid-file"),
     }
     if conf is None:

@@ -134,6 +134,11 @@ def run(
     return status, True
 
 
+def delete_words(line: Invocation, below: Runtime) -> list[str]:
+    """The command line that takes away, by force, the container that `line` has made."""
+    return [below.path, *(["--root", line.root] if line.root else []), "delete", "--force", line.id or ""]
+
+
 def environment(record: Record, *, reads_conf: bool) -> dict[bytes, bytes]:
     """$CRIU_CONFIG_FILE for a runtime that will not hand CRIU our file; a caller's own stays."""
     if reads_conf or b"CRIU_CONFIG_FILE" in underlying.child_environment():

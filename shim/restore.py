@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
-from cryoci.shim import bundle, cgroup, checkpoint, create, failure, operation, underlying
+from cryoci.shim import bundle, cgroup, checkpoint, child, config, create, failure, operation, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import probe
+from cryoci.shim.gpu import amd
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
@@ -39,21 +41,26 @@ def main(line: Invocation, launcher: str) -> int:
         raise PrivilegeError(
             "restore needs root: CRIU makes processes with given ids", hint="run it as root"
         )
-    probe()
+    criu = probe()
     record = Record(line.root, line.id or "")
     chosen = operation.options(line, below, record)
     operation.make_work_directory(line)
     known = record.exists
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
-    made = create.prepare(line, below, conf.render(chosen, "restore"))
+    extra: dict[bytes, bytes] = {}
+    settings = config.load().amd
+    if amd.compare(operation.image_directory(line), settings):
+        chosen = dataclasses.replace(chosen, libdir=amd.check(chosen.libdir, criu.path))
+        extra = amd.variables(settings)
+    made = create.prepare(line, below, conf.render(chosen, "restore"), operation.image_directory(line))
     if made is None:  # no bundle to edit: the runtime says so
         underlying.execute(path, line.argv)
         return 1
     edit = made[1]
     status = 1
     try:
-        status = attempt(line, below, record, edit, chosen)
+        status = attempt(line, below, made[0], edit, chosen, extra)
         if status == 0 and below.kind == "crun" and line.has("detach"):
             gather(line, below)
     finally:
@@ -64,18 +71,37 @@ def main(line: Invocation, launcher: str) -> int:
     return status
 
 
-def attempt(line: Invocation, below: Runtime, record: Record, edit: bundle.Edit, chosen: CriuOptions) -> int:
-    """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why."""
+def attempt(
+    line: Invocation,
+    below: Runtime,
+    record: Record,
+    edit: bundle.Edit,
+    chosen: CriuOptions,
+    extra: dict[bytes, bytes],
+) -> int:
+    """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why.
+
+    `extra` are variables for the runtime.
+    """
     with gpus(line, below, record, edit) as gpu:
         if gpu is not None:
             line, chosen = gpu.prepare(line, chosen)
             conf.write(record.conf, chosen, "restore")
         reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
         argv = operation.words(line, below, chosen, reads_conf=reads_conf)
-        env = operation.environment(record, reads_conf=reads_conf)
+        env = {**operation.environment(record, reads_conf=reads_conf), **extra}
         if gpu is not None:
             env.update(gpu.variables())
+        if not line.has("detach") and (record.facts.get("devices") or {}).get("stale"):
+            failure.say(
+                line,
+                "the container keeps the other node's device nodes, as a foreground restore cannot exchange them",
+                "restore it with --detach",
+                level="warning",
+            )
         status, explained = operation.run(line, argv, below, record, "restore", env)
+        if status == 0 and line.has("detach"):
+            settle_devices(line, below, record)
         if gpu is not None:
             status = gpu.finish(status)
     if status != 0 and explained:
@@ -102,19 +128,39 @@ def gpus(
 
 def gather(line: Invocation, below: Runtime) -> None:
     """Bring processes that crun has left in our cgroup into the container's."""
+    try:
+        cgroup.gather(pid_of(line, below))
+    except (OSError, ValueError, KeyError, CryociError) as e:
+        failure.say(line, f"processes of {line.id} may be outside of its cgroup: {e}", level="warning")
+
+
+def settle_devices(line: Invocation, below: Runtime, record: Record) -> None:
+    """Make this node's devices in the restored container's /dev, or remove it: it would not run on.
+
+    Raises RestoreError and what `pid_of` raises.
+    """
+    devices = record.facts.get("devices")
+    if not devices:
+        return
+    from cryoci.shim.devices.settle import settle
+
+    try:
+        settle(pid_of(line, below), devices)
+    except BaseException:
+        child.run(below.path, operation.delete_words(line, below), tied=False)
+        raise
+
+
+def pid_of(line: Invocation, below: Runtime) -> int:
+    """Pid of the container's first process. Raises OSError, ValueError, KeyError or a CryociError."""
     from cryoci.command import run
 
     named = line.options.get("pid-file")
-    try:
-        if named:
-            with open(named) as f:
-                pid = int(f.read())
-        else:
-            root = ["--root", line.root] if line.root else []
-            pid = int(json.loads(run([below.path, *root, "state", line.id or ""]).stdout)["pid"])
-        cgroup.gather(pid)
-    except (OSError, ValueError, KeyError, CryociError) as e:
-        failure.say(line, f"processes of {line.id} may be outside of its cgroup: {e}", level="warning")
+    if named:
+        with open(named) as f:
+            return int(f.read())
+    root = ["--root", line.root] if line.root else []
+    return int(json.loads(run([below.path, *root, "state", line.id or ""]).stdout)["pid"])
 
 
 def choose(line: Invocation, launcher: str) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cryoci.errors import ImageError, RestoreError
 from cryoci.shim import app
+from cryoci.shim.devices import drop
 
 ALLOWABLE = ("mounts", "devices", "host-namespaces", "privileged")
 
@@ -62,15 +63,24 @@ _PODMAN_KEYS = frozenset(
 )
 
 
-def spec(value: Any, *, made_here: Collection[str] = (), allow: Collection[str] = ()) -> dict[str, Any]:
+def spec(
+    value: Any,
+    *,
+    made_here: Collection[str] = (),
+    allow: Collection[str] = (),
+    injected: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """A copy of an archive's spec that is safe to run on this node.
 
     `made_here` are mount destinations that the engine fills itself; `allow` names what the operator permits
-    (ALLOWABLE). Raises ImageError when it is no spec, RestoreError when it asks for what is not permitted.
+    (ALLOWABLE). GPUs of the old node go without a word, by their names and by `injected` (shim/devices): this
+    node's come in their place. Raises ImageError when it is no spec, RestoreError when it asks for what is not
+    permitted.
     """
     if not isinstance(value, dict) or not isinstance(value.get("process"), dict):
         raise ImageError("spec.dump is not an OCI runtime specification")
     asked = _copy(value)
+    drop.strip(asked, injected)
     for key in ("root", "linux", "annotations"):
         if not isinstance(asked.get(key) or {}, dict):
             raise ImageError(f"{key} of spec.dump is not an object")
@@ -97,7 +107,11 @@ def spec(value: Any, *, made_here: Collection[str] = (), allow: Collection[str] 
 
 
 def podman_config(
-    value: Any, *, volumes: str = "/var/lib/containers/storage/volumes", allow: Collection[str] = ()
+    value: Any,
+    *,
+    volumes: str = "/var/lib/containers/storage/volumes",
+    allow: Collection[str] = (),
+    injected: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A copy of an archive's libpod ContainerConfig that is safe to import here. Raises as `spec`.
 
@@ -113,7 +127,7 @@ def podman_config(
     _refuse(wants)
     clean = _copy({key: part for key, part in value.items() if key in _PODMAN_KEYS})
     named = _volumes(clean.get("namedVolumes"))
-    clean["spec"] = spec(clean.get("spec"), made_here={*PODMAN_MADE, *named}, allow=allow)
+    clean["spec"] = spec(clean.get("spec"), made_here={*PODMAN_MADE, *named}, allow=allow, injected=injected)
     for mount in clean["spec"]["mounts"]:
         if mount["destination"] in named:  # podman keeps the mount as it stands, so it must be this node's
             mount["source"] = f"{volumes}/{named[mount['destination']]}/_data"

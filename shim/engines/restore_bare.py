@@ -19,6 +19,7 @@ from cryoci.files import read_json, scratch, write_json
 from cryoci.shim import netns, paths, record, rootfs, untrusted
 from cryoci.shim.criu import log
 from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.devices import inject as devices
 from cryoci.shim.engines import wake
 from cryoci.shim.engines.container import runtime_argv
 from cryoci.shim.engines.interrupt import deferred, whole
@@ -83,7 +84,11 @@ def _fill_bundle(bundle: Path, directory: Path, options: RestoreOptions, undo: E
     """config.json and rootfs: a bundle of the operator's keeps its own, and gets the changes."""
     full, diff = directory / "rootfs.tar", directory / "rootfs-diff.tar"
     if options.bundle is None:
-        spec = untrusted.spec(read_dump(directory, "spec.dump"), allow=options.allow)
+        spec = untrusted.spec(
+            read_dump(directory, "spec.dump"),
+            allow=options.allow,
+            injected=devices.carried(str(directory / "checkpoint")).injected,
+        )
         if not full.is_file():
             raise NotFoundError(
                 "the checkpoint does not hold the container's whole file system",

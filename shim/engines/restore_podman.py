@@ -26,7 +26,10 @@ from cryoci.errors import (
 )
 from cryoci.files import scratch
 from cryoci.shim import cgroup, underlying, untrusted
+from cryoci.shim.config import load
 from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.devices import inject
+from cryoci.shim.devices.settle import settle
 from cryoci.shim.engines import wake
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
@@ -41,11 +44,16 @@ _FILES = ("network.status", "devshm-checkpoint.tar", "rootfs-diff.tar", "deleted
 def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu: CriuOptions) -> Restored:
     """Restore under podman. Raises RestoreError, ConflictError, NotFoundError; nothing is left then."""
     started = time.monotonic()
+    images = str(directory / "checkpoint")
     storage = json.loads(run(["podman", "info", "--format=json"]).stdout)["store"]
     config = untrusted.podman_config(
-        read_dump(directory, "config.dump"), volumes=storage["volumePath"], allow=options.allow
+        read_dump(directory, "config.dump"),
+        volumes=storage["volumePath"],
+        allow=options.allow,
+        injected=inject.carried(images).injected,
     )
     config["spec"].setdefault("annotations", {})[MAP_ANNOTATION] = options.device_map
+    devices = inject.on_restore(config["spec"], images, load().devices)
     _mount_volumes(config, storage["volumePath"])
     name = options.name or str(config.get("name", ""))
     container_id = str(config.get("id", ""))
@@ -54,7 +62,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     seconds["base image"] = _timed(lambda: _find_base(config, own))
     if options.runtime:
         config["runtime"] = options.runtime
-    _check_runtime(os.path.basename(str(config.get("runtime"))), made_by(str(directory / "checkpoint")))
+    _check_runtime(os.path.basename(str(config.get("runtime"))), made_by(images))
     before = _containers()
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:
@@ -69,7 +77,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
             seconds["restore"] = _timed(lambda: _import(argv, name, Path(storage["graphRoot"])))
-        made = _running(name)
+        made = _running(name, devices)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
         undo.pop_all()
@@ -242,7 +250,7 @@ def _clean(before: set[str], volumes: set[str]) -> None:
             run(["podman", "volume", "rm", "--", volume], check=False)
 
 
-def _running(name: str) -> str:
+def _running(name: str, devices: dict[str, Any] | None) -> str:
     """Id of the restored container, once it has proven to run."""
     for pause in (0.0, 0.2):
         time.sleep(pause)
@@ -255,6 +263,8 @@ def _running(name: str) -> str:
                 hint=f"see `podman logs {name}`: exit code {state.get('ExitCode', 'unknown')}",
             )
     cgroup.gather(int(seen["State"]["Pid"]))  # podman runs a plain crun without us
+    if devices:
+        settle(int(seen["State"]["Pid"]), devices)
     return str(seen["Id"])
 
 
