@@ -20,7 +20,7 @@ from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, stores, unpack
 from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import Descriptor
+from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, Reference
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
@@ -48,12 +48,13 @@ _KINDS = (
 class Contents:
     """What was fetched, in `directory`; `sizes` has every file of the checkpoint that is known of.
 
-    `complete` is False when layers were left out whose content nobody says (`everything` fetches them).
+    `complete` is False when layers were left out whose content nobody says (`everything` fetches them), and when they are encrypted (`sealed`).
     """
 
     directory: Path
     sizes: dict[str, int] = field(default_factory=dict)
     complete: bool = True
+    sealed: bool = False
     digest: str = ""
     fetched: int = 0
 
@@ -146,6 +147,9 @@ def _image(
     with _extractor(directory, keep) as extractor, _pool() as pool:
         for number, layer in enumerate(layers):
             unpack.check_type(layer)
+            if layer.media_type.endswith(ENCRYPTED):
+                result.complete, result.sealed = False, True
+                continue
             kind = layer.annotations.get(families.LAYER_KIND, "")
             if archive.allowed(kind):
                 if keep(kind):

@@ -20,6 +20,7 @@ from cryoci.ociimage.reference import LayoutRef, Reference, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 
 VERSION = 1  # of the JSON form
+_SEALED = "its layers are encrypted: `cryoci pull --decrypt-key KEY` it to a directory, and look at that"
 _MAX_LINE = 64 << 10  # bytes of a command line or environment
 
 
@@ -143,14 +144,15 @@ def _report(
     node: compat.Node | None,
     memory: bool,
 ) -> Report:
-    problems: list[str] = []
+    problems: list[str] = [_SEALED] if found.sealed else []
     images = found.images
     facts = dict(image.facts if image else {})
     for key, value in facts_of(found).items():
         facts.setdefault(key, value)
     config, spec = (_document(found, name) for name in (archive.CONFIG, archive.SPEC))
-    tree = _try(problems, lambda: processes.read(images), list[Process]())
-    mounts = _try(problems, lambda: processes.mounts(images), list[Mount]())
+    said = list[str]() if found.sealed else problems  # what is sealed is not damaged
+    tree = _try(said, lambda: processes.read(images), list[Process]())
+    mounts = _try(said, lambda: processes.mounts(images), list[Mount]())
     words = [w for p in tree if (w := _try(problems, lambda p=p: _words(found, p), None))] if memory else []
     return Report(
         VERSION,
@@ -167,18 +169,18 @@ def _report(
         {key: facts.get(f"pod.{key}", "") for key in ("name", "namespace", "id")},
         _string(config, "createdTime"),
         facts.get("checkpointed", ""),
-        _try(problems, lambda: _network(found), dict[str, tuple[str, ...]]()),
-        _try(problems, lambda: _gpu(found, facts), dict[str, str]()),
+        _try(said, lambda: _network(found), dict[str, tuple[str, ...]]()),
+        _try(said, lambda: _gpu(found, facts), dict[str, str]()),
         _sizes(found.sizes),
         image.layers if image else (),
         image,
         image.annotations if image else _strings(spec.get("annotations")),
-        _try(problems, lambda: processes.hostname(images), ""),
+        _try(said, lambda: processes.hostname(images), ""),
         tuple(tree),
         tuple(words),
         tuple(mounts),
         tuple(_spec_mounts(spec)),
-        _try(problems, lambda: processes.statistics(images), None),
+        _try(said, lambda: processes.statistics(images), None),
         dict(sorted(found.sizes.items())),
         tuple(compat.check(facts, tree, mounts, node)) if node else (),
         tuple(problems),

@@ -81,7 +81,8 @@ def test_there_and_back(registry: str, secret: Path, tmp_path: Path, identity: P
     for file in (reference.default_store() / "blobs/sha256").iterdir():
         assert SECRET not in file.read_bytes()
     shown = json.loads(cryoci("inspect", "--json", place).stdout)
-    assert shown["container_name"] == "counter"
+    assert shown["container"]["name"] == "counter" and "encrypted" in shown["problems"][0]
+    assert len(shown["problems"]) == 1 and shown["complete"] is False
     assert all(layer["media_type"].endswith("tar+zstd+encrypted") for layer in shown["layers"])
 
 
