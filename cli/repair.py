@@ -15,8 +15,9 @@ from cryoci.cli import output
 def command(container: str, runtime_root: str | None, quiet: bool) -> None:
     """Repair CONTAINER after a cryoci, or a tool like it, was killed in the middle of an operation on it.
 
-    A frozen container is thawed, and CUDA processes that are locked or checkpointed are brought back to their
-    GPUs. What is parked on purpose stays parked. It can be run again and again.
+    Memory that was moved out of its processes is brought back, a frozen container is thawed, and CUDA processes
+    that are locked or checkpointed are brought back to their GPUs. What is parked on purpose stays parked. It
+    can be run again and again.
 
     \b
     Examples:
@@ -25,8 +26,12 @@ def command(container: str, runtime_root: str | None, quiet: bool) -> None:
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
+    from cryoci.shim.memory import repair as memory
+    from cryoci.shim.record import Record
 
     with unwinding():
-        done = gpu.repair(engines.find(container, root=runtime_root))
+        found = engines.find(container, root=runtime_root)
+        moved = memory.repair(Record(found.root, found.id))
+        done = gpu.repair(found)
     if not quiet:
-        click.echo(f"{container}: {done}")
+        click.echo(f"{container}: {moved}; {done}" if moved else f"{container}: {done}")
