@@ -59,12 +59,14 @@ def view(directory: str, where: str) -> None:
     inventory = _image(_plain(directory))
     remove_view(where)
     os.mkdir(where, 0o700)
-    real = os.path.abspath(directory)
+    real = os.path.realpath(directory)
+    # relative: CRIU follows them from inside of the container's mount namespace, too
+    way = os.path.relpath(real, os.path.realpath(where))
     kept = os.path.lexists(f"{real}/{TREE_KEPT}")
     for name in os.listdir(real):
         if name not in (INVENTORY, TREE_KEPT):
             source = TREE_KEPT if name == TREE and kept else name
-            os.symlink(f"{real}/{source}", f"{where}/{name}")
+            os.symlink(f"{way}/{source}", f"{where}/{name}")
     write_atomic(f"{where}/{INVENTORY}", inventory)
 
 
