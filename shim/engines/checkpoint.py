@@ -39,9 +39,9 @@ from cryoci.shim.engines import gpu, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
-from cryoci.shim.memory import repair as memory
 from cryoci.shim.gpu import dump
 from cryoci.shim.gpu.hold import Hold, image_facts
+from cryoci.shim.memory import repair as memory
 
 T = TypeVar("T")
 _HELD = "held.json"
