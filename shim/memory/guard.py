@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps a plain CRIU from restoring images without their memory, and says why.
 
-- pstree.img, which every restore reads first, is a text that explains itself ("Magic doesn't match for
-  pstree.img"); CRIU's own is beside it.
 - The inventory asks for a plugin that no node has, whose name is the message ("Missing required plugin: memory
-  of cryoci ..."). CRIU since 4.1 looks for it before all else, where there is a directory of plugins.
+  of cryoci ..."). CRIU since 4.1 looks for it early, where there is a directory of plugins.
+- files.img, which a restore reads next, is a text that explains itself ("magic doesn't match for files.img");
+  CRIU's own is beside it.
 - Were both taken away, the processes would be restored as they were dumped: stopped.
 
 cryoci restores from a view of the directory, where both are as CRIU wrote them.
@@ -21,7 +21,7 @@ import shutil
 from cryoci.errors import ImageError
 from cryoci.files import sync_directory, write_atomic
 
-INVENTORY, TREE, TREE_KEPT = "inventory.img", "pstree.img", "cryoci-pstree.img"
+INVENTORY, FILES, FILES_KEPT = "inventory.img", "files.img", "cryoci-files.img"
 EXPLANATION = """\
 The memory of this checkpoint lies in files of cryoci (cryoci-memory-*.img), which CRIU does not know.
 Restore it through cryoci-runtime or with `cryoci restore`, or make it whole for CRIU alone:
@@ -39,16 +39,16 @@ def arm(directory: str) -> None:
     message = _read(directory)
     if not message.endswith(_GUARD):
         write_atomic(f"{directory}/{INVENTORY}", _image(message + _GUARD))
-    if not os.path.lexists(f"{directory}/{TREE_KEPT}"):
-        os.rename(f"{directory}/{TREE}", f"{directory}/{TREE_KEPT}")
-    write_atomic(f"{directory}/{TREE}", EXPLANATION)
+    if not os.path.lexists(f"{directory}/{FILES_KEPT}"):
+        os.rename(f"{directory}/{FILES}", f"{directory}/{FILES_KEPT}")
+    write_atomic(f"{directory}/{FILES}", EXPLANATION)
 
 
 def disarm(directory: str) -> None:
     """Take the guard off: the images hold all of their memory. Raises OSError, ImageError."""
     write_atomic(f"{directory}/{INVENTORY}", _image(_plain(directory)))
-    if os.path.lexists(f"{directory}/{TREE_KEPT}"):
-        os.rename(f"{directory}/{TREE_KEPT}", f"{directory}/{TREE}")
+    if os.path.lexists(f"{directory}/{FILES_KEPT}"):
+        os.rename(f"{directory}/{FILES_KEPT}", f"{directory}/{FILES}")
     sync_directory(directory)
 
 
@@ -62,10 +62,10 @@ def view(directory: str, where: str) -> None:
     real = os.path.realpath(directory)
     # relative: CRIU follows them from inside of the container's mount namespace, too
     way = os.path.relpath(real, os.path.realpath(where))
-    kept = os.path.lexists(f"{real}/{TREE_KEPT}")
+    kept = os.path.lexists(f"{real}/{FILES_KEPT}")
     for name in os.listdir(real):
-        if name not in (INVENTORY, TREE_KEPT):
-            source = TREE_KEPT if name == TREE and kept else name
+        if name not in (INVENTORY, FILES_KEPT):
+            source = FILES_KEPT if name == FILES and kept else name
             os.symlink(f"{way}/{source}", f"{where}/{name}")
     write_atomic(f"{where}/{INVENTORY}", inventory)
 
