@@ -32,6 +32,7 @@ from cryoci.errors import (
     ToolError,
 )
 from cryoci.files import read_json, sync_tree, write_json
+from cryoci.shim import cgroup, record, rootfs, underlying
 from cryoci.shim import app, cgroup, hooked, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
@@ -216,6 +217,8 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
     words = ["--image-path", str(images), "--work-path", str(directory)]
     if leave:
         words += ["--leave-running", "--hold-memory"]
+    if container.engine == "podman" and container.facts.get("runtime.name") in underlying.DEFAULTS:
+        words.append("--criu-memory")  # podman will restore it by that runtime, without cryoci
     words += criu_flags(options.criu, "dump")
     try:
         container.call("checkpoint", *words)

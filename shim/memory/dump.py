@@ -16,9 +16,6 @@ from cryoci.shim.memory.journal import Journal, Member
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
 
-# Flags of checkpoint under which CRIU does not write all of the memory, or not to the image directory.
-FOREIGN = ("parent-path", "pre-dump", "lazy-pages", "page-server", "auto-dedup")
-
 
 def take_out(record: Record, init: int, directory: str, settings: Settings) -> Journal | None:
     """Capture and drop the large memory of the container whose first process is `init`.

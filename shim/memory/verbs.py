@@ -18,16 +18,20 @@ from cryoci.shim.memory import capture, dump, index, undump
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
 
+# Flags of checkpoint under which CRIU moves all memory: it does not write all of it, or not to the image directory.
+FOREIGN = ("criu-memory", "parent-path", "pre-dump", "lazy-pages", "page-server", "auto-dedup")
+
 
 def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[], int]) -> int:
     """Run `act`, the checkpoint proper, with large memory out of the way if config.toml says so.
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
-    With cryoci's own flag --hold-memory the memory stays out until the caller repairs or ends the container.
+    Two flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
+    container, with --criu-memory CRIU moves it all.
     """
     settings = config.load().memory
-    if not settings.parallel or any(line.has(flag) for flag in dump.FOREIGN):
+    if not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)
     try:
