@@ -141,7 +141,7 @@ def main() -> None:
     for one in twins:
         one.start()
     for _ in range(threads // 2):  # threads that wait in system calls
-        threading.Thread(target=lambda: [time.sleep(3600)], daemon=True).start()
+        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     done = 0
     while True:
