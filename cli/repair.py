@@ -26,12 +26,8 @@ def command(container: str, runtime_root: str | None, quiet: bool) -> None:
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
-    from cryoci.shim.memory import repair as memory
-    from cryoci.shim.record import Record
 
     with unwinding():
-        found = engines.find(container, root=runtime_root)
-        moved = memory.repair(Record(found.root, found.id))
-        done = gpu.repair(found)
+        done = gpu.repair(engines.find(container, root=runtime_root))
     if not quiet:
-        click.echo(f"{container}: {moved}; {done}" if moved else f"{container}: {done}")
+        click.echo(f"{container}: {done}")

@@ -65,11 +65,9 @@ def put_back(record: Record, note: Journal, settings: Settings) -> None:
     repair.bring_back(record, note, settings.threads)
 
 
-def conclude(record: Record, note: Journal) -> None:
-    """The dump is complete: guard the images; where the processes are gone, the files are the only copy now."""
+def conclude(note: Journal) -> None:
+    """The dump is complete: from now on the images must not be restored bare. Raises OSError, ImageError."""
     guard.arm(note.directory)
-    if not any(member.alive for member in note.members):
-        repair.forget(record, note)
 
 
 def _drop(

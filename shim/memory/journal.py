@@ -45,13 +45,20 @@ class Member:
 
 @dataclass(frozen=True)
 class Journal:
-    """One operation: `directory` has the chunks; `freezer` is a cgroup, and `frozen` what it was before."""
+    """One operation: `directory` has the chunks; `freezer` is a cgroup, and `frozen` what it was before; `owner` is
+    the process at work on it, with its start time."""
 
     state: State
     directory: str
     freezer: str
     frozen: bool
     members: tuple[Member, ...]
+    owner: tuple[int, int] = dataclasses.field(default_factory=lambda: (os.getpid(), find.born(os.getpid())))
+
+    @property
+    def busy(self) -> bool:
+        """Whether another process is at work on it."""
+        return self.owner[0] != os.getpid() and find.alive(*self.owner)
 
     def write(self, record: Record) -> None:
         """Write it, durably. Raises OSError."""
@@ -86,7 +93,15 @@ def read(record: Record) -> Journal | None:
         if value["version"] != VERSION or value["state"] not in _STATES:
             raise ValueError("another version")
         members = tuple(Member(m["pid"], m["vpid"], m["born"], m["saved"]) for m in value["members"])
-        return Journal(value["state"], value["directory"], value["freezer"], value["frozen"], members)
+        pid, since = value["owner"]
+        return Journal(
+            value["state"],
+            value["directory"],
+            value["freezer"],
+            value["frozen"],
+            members,
+            (int(pid), int(since)),
+        )
     except (KeyError, TypeError, ValueError) as e:
         raise ConflictError(
             f"{_path(record)} is no journal of this cryoci: {e}", hint="use the cryoci that wrote it"

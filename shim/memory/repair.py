@@ -20,13 +20,17 @@ from cryoci.shim.record import Record
 def repair(record: Record) -> str | None:
     """Finish the operation in the journal of a container; returns what was done, None without a journal.
 
-    May be called again and again. Raises ConflictError when the journal cannot be trusted, and RestoreError,
-    ImageError, IntegrityError when the memory cannot be brought back: the processes stay stopped then, and
-    the journal stays.
+    May be called again and again. Raises ConflictError when the operation is under way or the journal cannot be
+    trusted, and RestoreError, ImageError, IntegrityError when the memory cannot be brought back: the processes
+    stay stopped then, and the journal stays.
     """
     found = journal.read(record)
     if found is None:
         return None
+    if found.busy:
+        raise ConflictError(
+            f"process {found.owner[0]} is moving memory of container {record.id}", hint="wait for it to end"
+        )
     if not any(member.alive for member in found.members):
         _conclude(record, found)
         return f"its processes are gone; {found.directory} holds its memory"

@@ -14,7 +14,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError, RestoreError, UnsupportedError
 from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
-from cryoci.shim.memory import capture, dump, index, undump
+from cryoci.shim.memory import capture, dump, index, repair, undump
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
 
@@ -45,11 +45,14 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
     try:
         status = act()
         if status == 0:
-            dump.conclude(record, note)
+            dump.conclude(note)
     finally:
         held = status == 0 and line.has("hold-memory")
-        if any(member.alive for member in note.members) and not held:
-            dump.put_back(record, note, settings)
+        if not held:
+            if any(member.alive for member in note.members):
+                dump.put_back(record, note, settings)
+            else:
+                repair.forget(record, note)
             if status != 0:
                 capture.remove(directory)
     return status
