@@ -32,8 +32,7 @@ from cryoci.errors import (
     ToolError,
 )
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.shim import cgroup, record, rootfs, underlying
-from cryoci.shim import app, cgroup, hooked, record, rootfs
+from cryoci.shim import app, cgroup, hooked, record, rootfs, underlying
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
 from cryoci.shim.engines import gpu, processes, wake
