@@ -64,13 +64,12 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     if options.runtime:
         config["runtime"] = options.runtime
     used = os.path.basename(str(config.get("runtime")))
-    _check_runtime(used, made_by(str(directory / "checkpoint")))
-    if used in underlying.DEFAULTS and memory.exists(str(directory / "checkpoint")):
+    _check_runtime(used, made_by(images))
+    if used in underlying.DEFAULTS and memory.exists(images):
         raise UnsupportedError(
             f"the checkpoint has memory out of band, which {used} without cryoci does not restore",
             hint="restore it with --runtime cryoci-runtime, or first: cryoci materialize DIRECTORY",
         )
-    _check_runtime(os.path.basename(str(config.get("runtime"))), made_by(images))
     before = _containers()
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:
