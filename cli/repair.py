@@ -15,8 +15,9 @@ from cryoci.cli import output
 def command(container: str, runtime_root: str | None, quiet: bool) -> None:
     """Repair CONTAINER after a cryoci, or a tool like it, was killed in the middle of an operation on it.
 
-    A frozen container is thawed, and CUDA processes that are locked or checkpointed are brought back to their
-    GPUs. What is parked on purpose stays parked. It can be run again and again.
+    Memory that was moved out of its processes is brought back, a frozen container is thawed, and CUDA processes
+    that are locked or checkpointed are brought back to their GPUs. What is parked on purpose stays parked. It
+    can be run again and again.
 
     \b
     Examples:

@@ -13,6 +13,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+_SCRATCH = Path("/var/lib/cryoci/tmp")
+_KEEP = ".keep"  # a file beside a scratch directory, with the boot that it counts for
+
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str, *, mode: int = 0o600) -> None:
     """Replace `path` with `data`: write a sibling, fsync it, rename it, fsync the directory.
@@ -80,7 +83,7 @@ def scratch(prefix: str) -> Iterator[Path]:
     Not /tmp: it is often memory, and a checkpoint is as large as the memory of its container. What killed
     processes have left in the latter, which is cryoci's alone, goes at the next call.
     """
-    own = Path("/var/lib/cryoci/tmp")
+    own = _SCRATCH
     base = Path(os.environ.get("TMPDIR") or own)
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -90,6 +93,26 @@ def scratch(prefix: str) -> Iterator[Path]:
             made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=base)))
             stack.enter_context(_locked(made))
         yield made
+
+
+def keep(path: str | os.PathLike[str], wanted: bool) -> None:
+    """Mark what `path` lies in, a scratch directory, as not to be swept until the next boot; or unmark it.
+
+    Does nothing for a path elsewhere. Raises OSError.
+    """
+    try:
+        top = Path(path).resolve().relative_to(_SCRATCH).parts[0]
+    except (ValueError, IndexError):
+        return
+    mark = _SCRATCH / f"{top}{_KEEP}"
+    if wanted:
+        write_atomic(mark, _boot())
+    else:
+        mark.unlink(missing_ok=True)
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
 @contextmanager
@@ -105,6 +128,12 @@ def _locked(directory: Path) -> Iterator[None]:
 def _sweep(base: Path) -> None:
     """Remove the directories whose makers are gone: those hold a lock as long as they live."""
     for path in base.iterdir():
+        if path.name.endswith(_KEEP):
+            continue
+        mark = path.with_name(path.name + _KEEP)
+        if mark.exists() and mark.read_text() == _boot():
+            continue
+        mark.unlink(missing_ok=True)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:

@@ -9,6 +9,7 @@ is that of larger frames (measured: within 0.02 %), memory stays small, and the 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from cryoci.ociimage import adaptive, archive, manifest, tar, zstd
 
 FRAME = 2 << 20  # bytes of tar per compressed frame
 BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
+SHARED, SHARED_SIZE = 32, 64 << 20  # layers for what shares some, and the least size that makes one more
 MAX_LAYERS = 100  # overlayfs stops at about 127 lower directories in container storage
 DEPTH = 3  # frames in flight per layer
 WORKERS = 2
@@ -98,22 +100,44 @@ class Plan:
 
 
 def plan(checkpoint: archive.Checkpoint) -> list[Plan]:
-    """One small layer of metadata, then one for each bulk file, so that these move in parallel."""
-    bulk = [f for f in checkpoint.files if _is_bulk(f)]
-    if len(bulk) > MAX_LAYERS - 1:
-        bulk = sorted(bulk, key=lambda f: (-f.size, f.name))[: MAX_LAYERS - 2]
-    chosen = {f.name for f in bulk}
-    rest = [f for f in checkpoint.files if f.name not in chosen]
-    small = tuple(f for f in rest if not _is_bulk(f))
-    crowd = tuple(f for f in rest if _is_bulk(f))
+    """One small layer of metadata, then one for each bulk file, so that these move in parallel.
+
+    What is too small for a layer of its own, or too many, shares some layers of about the same size.
+    """
+    bulk = sorted((f for f in checkpoint.files if _is_bulk(f)), key=lambda f: (-f.size, f.name))
+    own = [f for f in bulk if not _is_chunk(f) or f.size >= BULK_SIZE]
+    if len(own) > MAX_LAYERS - 1 - (len(own) < len(bulk)):
+        own = own[: MAX_LAYERS - 1 - SHARED]
+    chosen = {f.name for f in own}
+    crowd = [f for f in bulk if f.name not in chosen]
+    room = min(SHARED, MAX_LAYERS - 1 - len(own))
+    shared = _share(crowd, max(1, min(room, sum(f.size for f in crowd) // SHARED_SIZE)))
+    small = tuple(f for f in checkpoint.files if not _is_bulk(f))
     plans = [Plan("metadata", small, checkpoint.folders, checkpoint.has_parent)]
-    if crowd:
-        plans.append(Plan("rest", crowd, _folders(crowd)))
-    return plans + [Plan(f.name, (f,), _folders((f,))) for f in sorted(bulk, key=lambda f: f.name)]
+    for number, files in enumerate(shared):
+        plans.append(Plan(f"rest-{number}" if len(shared) > 1 else "rest", files, _folders(files)))
+    return plans + [Plan(f.name, (f,), _folders((f,))) for f in sorted(own, key=lambda f: f.name)]
+
+
+def _share(crowd: Sequence[archive.File], count: int) -> list[tuple[archive.File, ...]]:
+    """Spread files, the largest first, over `count` layers, each to the one that has least."""
+    layers: list[tuple[int, int, list[archive.File]]] = [(0, n, []) for n in range(count)]
+    for file in crowd:
+        size, number, files = heapq.heappop(layers)
+        files.append(file)
+        heapq.heappush(layers, (size + file.size, number, files))
+    ordered = sorted(layers, key=lambda layer: layer[1])
+    return [tuple(sorted(files, key=lambda f: f.name)) for _, _, files in ordered if files]
 
 
 def _is_bulk(file: archive.File) -> bool:
-    return file.size >= BULK_SIZE or file.name in archive.BULK or file.name.startswith("volumes/")
+    named = file.name in archive.BULK or file.name.startswith("volumes/") or _is_chunk(file)
+    return named or file.size >= BULK_SIZE
+
+
+def _is_chunk(file: archive.File) -> bool:
+    """A chunk of memory (docs/memory.md): many of one checkpoint, and of any size."""
+    return file.name.startswith("checkpoint/cryoci-memory-")
 
 
 def _folders(files: Sequence[archive.File]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from cryoci.shim.criu.probe import CriuVersion, probe
 from cryoci.shim.devices import inject
 from cryoci.shim.gpu import amd, kfd, plugin
 from cryoci.shim.gpu.dumping import Dumping, dumping
+from cryoci.shim.memory import verbs
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
@@ -60,13 +61,10 @@ def main(line: Invocation, launcher: str) -> int:
     with _gpus(line, below, record, directory, criu, chosen) as gpu:
         chosen = gpu.options(chosen)
         conf.write(record.conf, chosen, "dump")
-        status, _ = operation.run(
-            line,
-            operation.words(line, below, chosen, reads_conf=reads_conf),
-            below,
-            record,
-            "dump",
-            {**operation.environment(record, reads_conf=reads_conf), **gpu.variables(), **extra},
+        argv = operation.words(line, below, chosen, reads_conf=reads_conf)
+        env = {**operation.environment(record, reads_conf=reads_conf), **gpu.variables(), **extra}
+        status = verbs.checkpoint(
+            line, below, record, lambda: operation.run(line, argv, below, record, "dump", env)[0]
         )
     if status == 0:
         if not os.path.isfile(directory + "/inventory.img"):

@@ -17,6 +17,7 @@ from cryoci.shim.criu import conf
 from cryoci.shim.criu.options import CriuOptions, unknown_key
 from cryoci.shim.devices.options import DeviceOptions
 from cryoci.shim.gpu.amd import AmdOptions
+from cryoci.shim.memory.settings import Settings
 
 _LIMIT = 1 << 20
 
@@ -41,6 +42,7 @@ class Config:
     gpu: GpuSettings = dataclasses.field(default_factory=GpuSettings)
     devices: DeviceOptions = dataclasses.field(default_factory=DeviceOptions)
     amd: AmdOptions = dataclasses.field(default_factory=AmdOptions)
+    memory: Settings = dataclasses.field(default_factory=Settings)
 
 
 def load(path: str | None = None) -> Config:
@@ -74,7 +76,14 @@ def load(path: str | None = None) -> Config:
 
 def parse(values: dict[str, Any]) -> Config:
     """Check parsed TOML. Raises ConfigError."""
-    tables = {"runtime": {"path": str}, "criu": None, "gpu": None, "devices": None, "amd": None}
+    tables = {
+        "runtime": {"path": str},
+        "criu": None,
+        "gpu": None,
+        "devices": None,
+        "amd": None,
+        "memory": None,
+    }
     for name, table in values.items():
         if name not in tables:
             raise unknown_key(name, tables, "the file")
@@ -101,6 +110,7 @@ def parse(values: dict[str, Any]) -> Config:
         _gpu(values.get("gpu", {})),
         DeviceOptions.from_mapping(values.get("devices", {})),
         AmdOptions.from_mapping(values.get("amd", {})),
+        Settings.from_mapping(values.get("memory", {})),
     )
 
 

@@ -16,6 +16,7 @@ from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import probe
 from cryoci.shim.gpu import amd
+from cryoci.shim.memory import verbs
 from cryoci.shim.paths import valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
@@ -83,12 +84,12 @@ def attempt(
 
     `extra` are variables for the runtime.
     """
+    explained = False
     with gpus(line, below, record, edit) as gpu:
         if gpu is not None:
             line, chosen = gpu.prepare(line, chosen)
             conf.write(record.conf, chosen, "restore")
         reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
-        argv = operation.words(line, below, chosen, reads_conf=reads_conf)
         env = {**operation.environment(record, reads_conf=reads_conf), **extra}
         if gpu is not None:
             env.update(gpu.variables())
@@ -99,9 +100,16 @@ def attempt(
                 "restore it with --detach",
                 level="warning",
             )
-        status, explained = operation.run(line, argv, below, record, "restore", env)
-        if status == 0 and line.has("detach"):
-            settle_devices(line, below, record)
+
+        def act(used: Invocation) -> int:
+            nonlocal explained
+            argv = operation.words(used, below, chosen, reads_conf=reads_conf)
+            status, explained = operation.run(used, argv, below, record, "restore", env)
+            if status == 0 and line.has("detach"):
+                settle_devices(line, below, record)
+            return status
+
+        status = verbs.restore(line, below, record, act)
         if gpu is not None:
             status = gpu.finish(status)
     if status != 0 and explained:

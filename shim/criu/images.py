@@ -74,16 +74,17 @@ def _message(data: bytes, at: int, end: int) -> dict[int, int]:
     """Fields of a protobuf message of varints. Raises KeyError for other kinds, IndexError at the end."""
     fields: dict[int, int] = {}
     while at < end:
-        key, at = _varint(data, at)
+        key, at = varint(data, at)
         if key & 7:
             raise KeyError(key)
-        fields[key >> 3], at = _varint(data, at)
+        fields[key >> 3], at = varint(data, at)
     if at != end:
         raise IndexError(at)
     return fields
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A protobuf varint and where it ends. Raises IndexError."""
     value = shift = 0
     while True:
         byte = data[at]

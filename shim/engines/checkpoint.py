@@ -32,7 +32,7 @@ from cryoci.errors import (
     ToolError,
 )
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.shim import app, cgroup, hooked, record, rootfs
+from cryoci.shim import app, cgroup, hooked, record, rootfs, underlying
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
 from cryoci.shim.engines import gpu, processes, wake
@@ -41,6 +41,7 @@ from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
 from cryoci.shim.gpu import dump
 from cryoci.shim.gpu.hold import Hold, image_facts
+from cryoci.shim.memory import repair as memory
 
 T = TypeVar("T")
 _HELD = "held.json"
@@ -82,6 +83,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         _check_space(container, directory, options)
         was_paused = _was_paused(container, journal)
+        memory.repair(record.Record(container.root, container.id))  # what a killed cryoci has left
         if before.steps:
             wake.check_awake(container, was_paused)
             undo.callback(wake.settle, container, owed, done.warnings)
@@ -213,7 +215,9 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
     images.mkdir(mode=0o700)
     words = ["--image-path", str(images), "--work-path", str(directory)]
     if leave:
-        words.append("--leave-running")
+        words += ["--leave-running", "--hold-memory"]
+    if container.engine == "podman" and container.facts.get("runtime.name") in underlying.DEFAULTS:
+        words.append("--criu-memory")  # podman will restore it by that runtime, without cryoci
     words += criu_flags(options.criu, "dump")
     try:
         container.call("checkpoint", *words)
@@ -312,6 +316,7 @@ def node_facts() -> dict[str, str]:
 
 def _thaw(container: Container, was_paused: bool) -> None:
     """Let the container run on, and make sure that it does."""
+    memory.repair(record.Record(container.root, container.id))
     if container.status == "paused" and not was_paused:
         container.call("resume")
     status = container.status
@@ -348,6 +353,7 @@ def _end(container: Container, *, gone: bool) -> None:
             f"container {container.name} did not end within {_STOP_SECONDS:g} s of its checkpoint",
             hint="the checkpoint is stored; end the container by its engine",
         )
+    memory.abandon(record.Record(container.root, container.id))
     if container.engine == "podman":
         _await_podman(container)
     else:

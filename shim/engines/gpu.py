@@ -21,6 +21,7 @@ from cryoci.shim.gpu import dump as dumps
 from cryoci.shim.gpu import hold as holds
 from cryoci.shim.gpu import nvml, preflight, select
 from cryoci.shim.gpu.hold import Hold
+from cryoci.shim.memory import repair as memory
 from cryoci.shim.record import Record
 
 
@@ -142,8 +143,9 @@ def repair(container: Container) -> str:
     Raises ConflictError while an operation is under way, CudaError and RestoreError when it cannot be done.
     """
     _need_root()
-    done = []
     with _exclusive(container) as directory:
+        moved = memory.repair(_record(container))  # first: CUDA restores into memory that is there
+        done = [moved] if moved else []
         left = holds.load(_record(container))
         frozen_by_us = directory / "held.json"
         parked = left is not None and left[0].purpose == "park" and left[1]

@@ -35,6 +35,7 @@ from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
 from cryoci.shim.engines.watch import watching
 from cryoci.shim.gpu.restoring import MAP_ANNOTATION
+from cryoci.shim.memory import index as memory
 from cryoci.shim.restore import made_by
 
 # What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
@@ -62,7 +63,13 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     seconds["base image"] = _timed(lambda: _find_base(config, own))
     if options.runtime:
         config["runtime"] = options.runtime
-    _check_runtime(os.path.basename(str(config.get("runtime"))), made_by(images))
+    used = os.path.basename(str(config.get("runtime")))
+    _check_runtime(used, made_by(images))
+    if used in underlying.DEFAULTS and memory.exists(images):
+        raise UnsupportedError(
+            f"the checkpoint has memory out of band, which {used} without cryoci does not restore",
+            hint="restore it with --runtime cryoci-runtime, or first: cryoci materialize DIRECTORY",
+        )
     before = _containers()
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:

@@ -178,6 +178,7 @@ def main() -> None:
     if counter.child == 0:
         server.close()
         child(counter)
+    counter.memory = bytearray(counter.memory)  # a copy that no child shares
     say(f"boot {counter.boot}")
     due = time.monotonic()
     while True:

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls that Python has no name for: reading and writing another process' memory, ptrace, PAGEMAP_SCAN."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+IOV_MAX = 1024
+Run = tuple[int, int]  # start address and length in bytes, both multiples of PAGE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("process_vm_readv", "process_vm_writev"):
+    getattr(_libc, _name).restype = ctypes.c_ssize_t
+    getattr(_libc, _name).argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
+    ]  # fmt: skip
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.syscall.restype = ctypes.c_long
+
+# linux/fs.h, "Pagemap ioctl": struct pm_scan_arg and page_region
+_PAGEMAP_SCAN = 0xC0606610
+_PRESENT, _SWAPPED, _ZERO = 1 << 3, 1 << 4, 1 << 5
+_REGIONS = 4096
+_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_VM = 1
+
+
+def failure(what: str) -> OSError:
+    """The OSError for errno of the call that has just failed."""
+    number = ctypes.get_errno()
+    return OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def read(pid: int, runs: Sequence[Run], address: int) -> int:
+    """Copy `runs` of `pid` one after another to our own `address`; returns the bytes copied. Raises OSError."""
+    return _transfer(_libc.process_vm_readv, "process_vm_readv", pid, runs, address)
+
+
+def write(pid: int, runs: Sequence[Run], address: int) -> int:
+    """Copy what lies at our own `address` to `runs` of `pid`; returns the bytes copied. Raises OSError."""
+    return _transfer(_libc.process_vm_writev, "process_vm_writev", pid, runs, address)
+
+
+def _transfer(call: ctypes._NamedFuncPointer, name: str, pid: int, runs: Sequence[Run], address: int) -> int:
+    flat = [number for run in runs for number in run]
+    remote = struct.pack(f"{len(flat)}Q", *flat)
+    local = struct.pack("2Q", address, sum(flat[1::2]))
+    done: int = call(pid, local, 1, remote, len(runs), 0)
+    if done < 0:
+        raise failure(name)
+    return done
+
+
+def present(pagemap: int, start: int, end: int) -> list[Run]:
+    """Runs of pages between two addresses that hold anything but the zero page; `pagemap` is an open
+    /proc/PID/pagemap. Raises OSError."""
+    try:
+        return _scan(pagemap, start, end)
+    except OSError as e:
+        if e.errno not in (22, 25):  # EINVAL, ENOTTY: Linux before 6.7
+            raise
+    return _entries(pagemap, start, end)
+
+
+def _scan(pagemap: int, start: int, end: int) -> list[Run]:
+    regions = ctypes.create_string_buffer(24 * _REGIONS)
+    found: list[Run] = []
+    while start < end:
+        argument = bytearray(
+            struct.pack(
+                "12Q", 96, 0, start, end, 0, ctypes.addressof(regions), _REGIONS, 0,
+                _ZERO, _ZERO, _PRESENT | _SWAPPED, _ZERO,
+            )
+        )  # fmt: skip
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+        for first, last, _ in struct.iter_unpack("3Q", regions.raw[: 24 * count]):
+            _append(found, first, last - first)
+        start = struct.unpack_from("Q", argument, 32)[0]  # walk_end
+    return found
+
+
+def _entries(pagemap: int, start: int, end: int) -> list[Run]:
+    """The same from /proc/PID/pagemap's entries (proc_pid_pagemap(5)); the zero page counts as present."""
+    found: list[Run] = []
+    data = os.pread(pagemap, (end - start) // PAGE * 8, start // PAGE * 8)
+    for index, (entry,) in enumerate(struct.iter_unpack("Q", data)):
+        if entry >> 62:  # present or swapped
+            _append(found, start + index * PAGE, PAGE)
+    return found
+
+
+def _append(found: list[Run], start: int, size: int) -> None:
+    if found and found[-1][0] + found[-1][1] == start:
+        found[-1] = (found[-1][0], found[-1][1] + size)
+    else:
+        found.append((start, size))
+
+
+def ptrace(request: int, pid: int, address: int | None = None, data: object = None) -> int:
+    """ptrace(2). Raises OSError."""
+    result: int = _libc.ptrace(request, pid, address, data)
+    if result < 0:
+        raise failure(f"ptrace request {request:#x} of {pid}")
+    return result
+
+
+def same_memory(first: int, second: int) -> bool:
+    """Whether two processes share their address space (kcmp(2)); True where that cannot be told."""
+    number = _KCMP.get(os.uname().machine)
+    if number is None:
+        return True
+    return bool(_libc.syscall(number, first, second, _KCMP_VM, 0, 0) in (0, -1))

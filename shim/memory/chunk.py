@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chunk files: the pages of one range of one process' addresses, without those that are absent or zero.
+
+    0   8   magic "CRYOCIMC"            40  8   pages stored
+    8   4   version, 1                  48  8   offset of the first page, a multiple of the page size
+    12  4   page size                   56  4   1: the digest counts, 0: it was not asked for
+    16  8   pid in the container        60  4   0
+    24  8   first address               64  32  sha256 of: pages, the 64 bytes before, bitmap
+    32  8   pages in the range          96  ..  bitmap, lowest bit first: which pages are stored
+
+Little endian. The pages follow in the order of their addresses; the file ends with the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryoci.errors import ImageError, IntegrityError
+from cryoci.shim.memory import calls
+from cryoci.shim.memory.calls import PAGE, Run
+
+MAGIC, VERSION = b"CRYOCIMC", 1
+PIECE = 1 << 20  # bytes moved at once: stays in a core's second cache
+MAX_PAGES = 1 << 20  # of one chunk
+_HEAD = struct.Struct("<8sIIQQQQQII")
+_DIGEST = _HEAD.size
+_BITMAP = _DIGEST + 32
+_RUN = re.compile(b"\x01+")
+_ONES = bytes.maketrans(b"\x00\x01", b"01")
+_FLAGS = bytes.maketrans(b"01", b"\x00\x01")
+_ZERO = bytes(PAGE)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a chunk holds: `pages` pages of process `vpid` from `start` on."""
+
+    vpid: int
+    start: int
+    pages: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return f"cryoci-memory-{self.vpid}-{self.start:x}.img"
+
+    @property
+    def end(self) -> int:
+        return self.start + self.pages * PAGE
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a capture has stored: bytes of pages, and the chunk's digest (hex, empty when not asked for)."""
+
+    key: Key
+    stored: int
+    digest: str
+
+
+class Buffer:
+    """A piece of memory of one thread, and its address for system calls."""
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self.map = mmap.mmap(-1, PIECE)
+        self.view = memoryview(self.map)
+        self._anchor = ctypes.c_char.from_buffer(self.map)
+        self.address = ctypes.addressof(self._anchor)
+
+
+def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *, digest: bool) -> Written:
+    """Write the chunk `key` of process `pid` to the directory open as `directory`, durably. Raises OSError."""
+    fd = os.open(
+        key.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+    )
+    try:
+        flags = bytearray(key.pages)
+        first = data_offset(key.pages)
+        at = first
+        sum_ = hashlib.sha256()
+        for runs, size in batches(calls.present(pagemap, key.start, key.end)):
+            if calls.read(pid, runs, buffer.address) != size:
+                raise OSError(14, f"memory of process {pid} cannot be read")
+            kept = _keep(runs, size, key.start, flags, buffer)
+            for begin, end in kept:
+                if digest:
+                    sum_.update(buffer.view[begin:end])
+                _write(fd, buffer.view[begin:end], at)
+                at += end - begin
+        stored = (at - first) // PAGE
+        head = _HEAD.pack(
+            MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages, stored, first, int(digest), 0
+        )
+        bitmap = _pack(flags)
+        if digest:
+            sum_.update(head)
+            sum_.update(bitmap)
+        _write(fd, head + (sum_.digest() if digest else bytes(32)) + bitmap, 0)
+        if stored == 0:
+            os.ftruncate(fd, first)
+        os.fsync(fd)
+        return Written(key, stored * PAGE, sum_.hexdigest() if digest else "")
+    finally:
+        os.close(fd)
+
+
+class Reader:
+    """An open chunk file, checked against what it should be. Use as a context manager.
+
+    Raises ImageError when the file is none or another one's, IntegrityError from `pieces` at its end when the
+    bytes are not those that were written; what was read until then is not to be used.
+    """
+
+    def __init__(self, directory: int, key: Key, digest: str) -> None:
+        self.key = key
+        try:
+            self.fd = os.open(key.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except OSError as e:
+            raise ImageError(f"{key.name} of the checkpoint cannot be read: {e.strerror}") from e
+        try:
+            self._open(digest)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _open(self, digest: str) -> None:
+        key = self.key
+        length = _BITMAP + -(-key.pages // 8)
+        raw = os.pread(self.fd, length, 0)
+        expected = (MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages)
+        if len(raw) < length or _HEAD.unpack_from(raw)[:6] != expected:
+            raise ImageError(f"{key.name} of the checkpoint is not the chunk of memory that it should be")
+        self.stored, self.offset, counts, rest = _HEAD.unpack_from(raw)[6:]
+        self._head, self._bitmap = raw[:_DIGEST], raw[_BITMAP:]
+        self._digest = raw[_DIGEST:_BITMAP].hex() if counts else ""
+        flags = _unpack(self._bitmap, key.pages)
+        self.runs = [
+            (key.start + m.start() * PAGE, (m.end() - m.start()) * PAGE) for m in _RUN.finditer(flags)
+        ]
+        pages = sum(size for _, size in self.runs) // PAGE
+        size = os.fstat(self.fd).st_size
+        if (pages, self.offset, rest) != (self.stored, data_offset(key.pages), 0) or counts > 1:
+            raise ImageError(f"{key.name} of the checkpoint is damaged: its parts disagree")
+        if size != self.offset + pages * PAGE:
+            raise ImageError(
+                f"{key.name} of the checkpoint is cut off: it has {size} of {self.offset + pages * PAGE} bytes"
+            )
+        if digest != self._digest:
+            raise IntegrityError(f"{key.name} of the checkpoint belongs to another checkpoint")
+
+    def pieces(self, buffer: Buffer) -> Iterator[tuple[list[Run], int]]:
+        """Runs of addresses and their bytes' total, which then lie in `buffer`."""
+        at = self.offset
+        sum_ = hashlib.sha256() if self._digest else None
+        for runs, size in batches(self.runs):
+            done = os.preadv(self.fd, [buffer.view[:size]], at)
+            if done != size:
+                raise ImageError(f"{self.key.name} of the checkpoint is cut off")
+            if sum_ is not None:
+                sum_.update(buffer.view[:size])
+            at += size
+            yield runs, size
+        if sum_ is not None:
+            sum_.update(self._head)
+            sum_.update(self._bitmap)
+            if sum_.hexdigest() != self._digest:
+                raise IntegrityError(f"{self.key.name} of the checkpoint is damaged: its digest is another")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+
+def data_offset(pages: int) -> int:
+    """Where the pages begin in the file of a chunk of so many."""
+    return -(-(_BITMAP + -(-pages // 8)) // PAGE) * PAGE
+
+
+def batches(runs: list[Run]) -> Iterator[tuple[list[Run], int]]:
+    """Cut runs so that each batch fits a buffer and one system call; with the batch's bytes."""
+    batch: list[Run] = []
+    total = 0
+    for start, size in runs:
+        while size:
+            part = min(size, PIECE - total)
+            batch.append((start, part))
+            total += part
+            start += part
+            size -= part
+            if total == PIECE or len(batch) == calls.IOV_MAX:
+                yield batch, total
+                batch, total = [], 0
+    if batch:
+        yield batch, total
+
+
+def _keep(runs: list[Run], size: int, base: int, flags: bytearray, buffer: Buffer) -> list[tuple[int, int]]:
+    """Mark the pages that are not all zero in `flags`; returns where they lie in the buffer."""
+    zero = _zero_pages(buffer, size)
+    at = 0
+    for start, length in runs:
+        first, pages = (start - base) // PAGE, length // PAGE
+        flags[first : first + pages] = b"\x01" * pages
+        if zero:
+            for page in range(at // PAGE, at // PAGE + pages):
+                if page in zero:
+                    flags[first + page - at // PAGE] = 0
+        at += length
+    if not zero:
+        return [(0, size)]
+    kept: list[tuple[int, int]] = []
+    begin = 0
+    for page in sorted(zero):
+        if begin < page * PAGE:
+            kept.append((begin, page * PAGE))
+        begin = (page + 1) * PAGE
+    if begin < size:
+        kept.append((begin, size))
+    return kept
+
+
+def _zero_pages(buffer: Buffer, size: int) -> set[int]:
+    """Which pages of the buffer are all zero: those of which two words are zero are looked at whole."""
+    words = buffer.view[:size].cast("Q")
+    step = PAGE // 8
+    some = [
+        index
+        for index, (first, middle) in enumerate(
+            zip(words[::step].tolist(), words[step // 2 :: step].tolist(), strict=True)
+        )
+        if first == middle == 0
+    ]
+    return {page for page in some if buffer.map[page * PAGE : (page + 1) * PAGE] == _ZERO}
+
+
+def _pack(flags: bytearray) -> bytes:
+    digits = bytes(flags[::-1]).translate(_ONES)
+    return int(digits, 2).to_bytes(-(-len(flags) // 8), "little")
+
+
+def _unpack(bitmap: bytes, pages: int) -> bytes:
+    digits = f"{int.from_bytes(bitmap, 'little'):0{pages}b}".encode()
+    if len(digits) != pages:
+        raise ImageError("a chunk of memory marks pages beyond its end")
+    return digits.translate(_FLAGS)[::-1]
+
+
+def _write(fd: int, data: bytes | memoryview, at: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        done = os.pwrite(fd, rest, at)
+        rest, at = rest[done:], at + done

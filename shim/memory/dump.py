@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens around a dump: memory out before it, and back after it when the container lives on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from cryoci.errors import CheckpointError, ConflictError, CryociError, SpaceError, UnsupportedError
+from cryoci.files import keep
+from cryoci.shim import cgroup
+from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, repair
+from cryoci.shim.memory.find import Process
+from cryoci.shim.memory.freezer import Freezer
+from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.settings import Settings
+from cryoci.shim.record import Record
+
+
+def take_out(record: Record, init: int, directory: str, settings: Settings) -> Journal | None:
+    """Capture and drop the large memory of the container whose first process is `init`.
+
+    Returns the journal to hand to `put_back` or `conclude`; None when there is nothing to move. When it raises,
+    the container is as it was. Raises CheckpointError, UnsupportedError, ConflictError, SpaceError.
+    """
+    if not inject.supported():
+        raise UnsupportedError(
+            f"memory cannot be moved out of band on {os.uname().machine} yet",
+            hint='set [memory] engine = "criu"',
+        )
+    if journal.read(record) is not None:
+        raise ConflictError(
+            f"an earlier operation on container {record.id} was cut off while its memory was away",
+            hint=f"finish it first: cryoci repair {record.id}",
+        )
+    cgroup.gather(init)
+    box = Freezer.of(init)
+    was_frozen = box.frozen
+    try:
+        box.set(True)
+        everybody = cgroup.tree(init)
+        chosen = find.processes(init, settings.threshold)
+        if not chosen:
+            box.set(was_frozen)
+            return None
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        _check_space(chosen, directory)
+        capture.capture(chosen, directory, settings)
+        members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
+        note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
+        note.write(record)
+        keep(directory, True)
+        moved = {process.pid for process in chosen}
+        return _drop(record, note, box, chosen, [pid for pid in everybody if pid not in moved])
+    except BaseException as e:
+        _undo(record, journal.read(record), box, was_frozen, directory, settings, e)
+        if isinstance(e, OSError):
+            kind = SpaceError if e.errno in (28, 122) else CheckpointError
+            raise kind(f"memory of container {record.id} could not be moved: {e}") from e
+        raise
+
+
+def put_back(record: Record, note: Journal, settings: Settings) -> None:
+    """The container lives on: give it its memory. Raises RestoreError, ImageError...; it stays stopped then."""
+    repair.bring_back(record, note, settings.threads)
+
+
+def conclude(note: Journal) -> None:
+    """The dump is complete: from now on the images must not be restored bare. Raises OSError, ImageError."""
+    guard.arm(note.directory)
+
+
+def _drop(
+    record: Record, note: Journal, box: Freezer, chosen: Sequence[Process], others: Sequence[int]
+) -> Journal:
+    """Stop the chosen by signal, and have them drop; nobody runs an instruction of his own meanwhile.
+
+    The signal waits while they are frozen, and is the first that they see when thawed: it stops them on their way
+    out of the kernel. If the container was frozen before, the others are held by ptrace for that time.
+    """
+    pids = [process.pid for process in chosen]
+    held = inject.Hold(others if note.frozen else ())
+    try:
+        freezer.stop(pids)
+        box.set(False)
+        freezer.await_stopped(pids)
+        note = note.become(record, "dropping")
+        for process in chosen:
+
+            def save(saved: dict[str, str], pid: int = process.pid) -> None:
+                nonlocal note
+                note = note.with_saved(record, pid, saved)
+
+            inject.drop(process.pid, process.areas, save)
+        if note.frozen:
+            box.set(True)
+    finally:
+        held.release()
+    # registers are back in their places: a later repair must not put older ones there
+    for process in chosen:
+        note = note.with_saved(record, process.pid, {})
+    return note
+
+
+def _undo(
+    record: Record,
+    note: Journal | None,
+    box: Freezer,
+    was_frozen: bool,
+    directory: str,
+    settings: Settings,
+    error: BaseException,
+) -> None:
+    if note is None:
+        box.set(was_frozen)
+        capture.remove(directory)
+        return
+    try:
+        repair.bring_back(record, note, settings.threads)
+    except (CryociError, OSError) as e:
+        raise CheckpointError(
+            f"{error}; and the memory of container {record.id} could not be put back: {e}",
+            hint=f"its processes are stopped, its memory is in {directory}: cryoci repair {record.id}",
+        ) from error
+    capture.remove(directory)
+
+
+def _check_space(chosen: Sequence[Process], directory: str) -> None:
+    need = sum(area.resident for process in chosen for area in process.areas)
+    info = os.statvfs(directory)
+    free = info.f_bavail * info.f_frsize
+    if need > free:
+        raise SpaceError(
+            f"{directory} has {free >> 20} MiB free, and the container's memory needs {need >> 20} MiB",
+            hint="free space there, or give another directory",
+        )

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fill: chunk files go back into the memory of processes that are stopped, in parallel."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+
+from cryoci.errors import RestoreError
+from cryoci.shim.memory import calls, chunk, find
+from cryoci.shim.memory.capture import each
+from cryoci.shim.memory.index import Index
+
+
+def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) -> None:
+    """Write all chunks in `directory` to the processes; `pids` maps pids in the container to those here.
+
+    Writing twice does no harm. Raises RestoreError when a process or its areas are not there, ImageError and
+    IntegrityError when a chunk is not what was captured: the processes must not go on then.
+    """
+    for vpid, runs in index.areas.items():
+        if vpid not in pids:
+            raise RestoreError(
+                f"process {vpid} of the container, whose memory is to be filled, is not there"
+            )
+        _check_areas(pids[vpid], vpid, runs)
+    where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    local = threading.local()
+
+    def one(job: tuple[chunk.Key, str]) -> None:
+        key, digest = job
+        if not hasattr(local, "buffer"):
+            local.buffer = chunk.Buffer()
+        with chunk.Reader(where, key, digest) as reader:
+            for runs, size in reader.pieces(local.buffer):
+                done = calls.write(pids[key.vpid], runs, local.buffer.address)
+                if done != size:
+                    raise RestoreError(
+                        f"memory of process {key.vpid} of the container could not be filled at {runs[0][0]:x}",
+                        hint="see the node's free memory and the container's limit",
+                    )
+
+    try:
+        each(one, index.chunks, threads)
+    except OSError as e:
+        raise RestoreError(
+            f"memory of the container could not be filled: {e.strerror}",
+            hint="see the node's free memory and the container's limit",
+        ) from e
+    finally:
+        os.close(where)
+
+
+def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:
+    """Each run must lie in private anonymous memory, be it in several areas by now."""
+    there = [(area.start, area.end) for area in find.areas(pid)]
+    for start, size in runs:
+        at = start
+        for first, end in there:
+            if first <= at < end:
+                at = end
+        if at < start + size:
+            raise RestoreError(
+                f"process {vpid} of the container has no private memory at {at:x}, where its checkpoint had",
+                hint="the checkpoint is damaged, or its files are of two checkpoints",
+            )

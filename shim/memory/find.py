@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which memory can go out of band: private, anonymous, writable areas that are large and nothing special.
+
+Left to CRIU, always: processes that share their address space, are traced or stopped already, are not of this
+machine's 64-bit kind, or would notice SIGCONT; areas that are shared (also by copy-on-write after a fork),
+locked, growing, backed by a file, watched by userfaultfd, or with any flag that is not known to be harmless.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryoci.shim import cgroup
+from cryoci.shim.memory import calls
+
+# VmFlags (proc_pid_smaps(5)) that mean nothing for the content of an area.
+HARMLESS = frozenset("rd wr ex mr mw me ac nr sd hg nh mg dd".split())
+_HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+) *(.*)")
+_SIGCONT, _SIGSTOP = 1 << 17, 1 << 18
+_STATES = frozenset("RSD")
+
+
+@dataclass(frozen=True)
+class Area:
+    """A private anonymous area, from `start` to `end`, with `resident` bytes in it."""
+
+    start: int
+    end: int
+    resident: int = 0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process with areas to move: `pid` here, `vpid` in the container as CRIU's images name it."""
+
+    pid: int
+    vpid: int
+    born: int  # start time in clock ticks since boot, which tells a pid's users apart
+    areas: tuple[Area, ...]
+
+
+def processes(init: int, threshold: int) -> list[Process]:
+    """Processes of the container of `init` with areas that hold at least `threshold` bytes.
+
+    They must be frozen, so that nothing changes after this look.
+    """
+    everybody = cgroup.tree(init)
+    level = len(status(init).get("NSpid", "").split()) or 1
+    found = []
+    for pid in everybody:
+        try:
+            said = status(pid)
+            if not _movable(pid, said):
+                continue
+            chosen = tuple(area for area in areas(pid) if area.resident >= threshold)
+            if not chosen or any(calls.same_memory(pid, other) for other in everybody if other != pid):
+                continue
+            numbers = said["NSpid"].split()
+            found.append(Process(pid, int(numbers[level - 1]), born(pid), chosen))
+        except (OSError, KeyError, IndexError):
+            continue  # it has ended, or is too strange to touch
+    return found
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status by its keys. Raises OSError."""
+    with open(f"/proc/{pid}/status") as f:
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in f)}
+
+
+def alive(pid: int, since: int) -> bool:
+    """Whether the process that was started at `since` is there, and no zombie."""
+    try:
+        fields = _stat(f"/proc/{pid}/stat")
+        return int(fields[19]) == since and fields[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
+def born(pid: int) -> int:
+    """Start time of a process. Raises OSError."""
+    return int(_stat(f"/proc/{pid}/stat")[19])
+
+
+def states(pid: int) -> set[str]:
+    """State letters of all threads of a process (proc_pid_stat(5)). Raises OSError."""
+    found = set()
+    for thread in threads(pid):
+        try:
+            found.add(_stat(f"/proc/{pid}/task/{thread}/stat")[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def threads(pid: int) -> list[int]:
+    """Ids of all threads. Raises OSError."""
+    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+
+
+def areas(pid: int) -> list[Area]:
+    """Private anonymous writable areas without any special trait. Raises OSError."""
+    return list(_plain(pid))
+
+
+def _plain(pid: int) -> Iterator[Area]:
+    with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="surrogateescape") as f:
+        head: re.Match[str] | None = None
+        sizes: dict[str, int] = {}
+        for line in f:
+            match = _HEAD.match(line)
+            if match:
+                head, sizes = match, {}
+                continue
+            key, _, value = line.partition(":")
+            if key != "VmFlags":
+                if value.endswith("kB\n"):
+                    sizes[key] = int(value.split()[0]) << 10
+                continue
+            if head is not None and _is_plain(head, sizes, frozenset(value.split())):
+                yield Area(int(head[1], 16), int(head[2], 16), sizes["Rss"] + sizes["Swap"])
+            head = None
+
+
+def _is_plain(head: re.Match[str], sizes: dict[str, int], flags: frozenset[str]) -> bool:
+    permissions, offset_inode, name = head[3], head[5], head[6]
+    return (
+        permissions in ("rw-p", "rwxp")
+        and offset_inode == "0"
+        and (name in ("", "[heap]") or name.startswith("[anon:"))
+        and sizes.get("Shared_Clean", 1) == sizes.get("Shared_Dirty", 1) == 0
+        and sizes.get("Locked", 1) == 0
+        and "Rss" in sizes
+        and "Swap" in sizes
+        and flags <= HARMLESS
+    )
+
+
+def _movable(pid: int, said: dict[str, str]) -> bool:
+    """Whether a process can be stopped and continued unseen, and its memory is its own to lose."""
+    if "VmSize" not in said or said.get("TracerPid") != "0" or not states(pid) <= _STATES:
+        return False
+    if int(said["SigCgt"], 16) & _SIGCONT or (int(said["ShdPnd"], 16)) & (_SIGCONT | _SIGSTOP):
+        return False
+    for thread in threads(pid):
+        one = status(thread)
+        if (
+            one.get("TracerPid") != "0"
+            or int(one["SigBlk"], 16) & _SIGCONT
+            or int(one["SigPnd"], 16) & _SIGSTOP
+        ):
+            return False
+    return not _is_job(pid) and _native(pid)
+
+
+def _is_job(pid: int) -> bool:
+    """Whether a shell may watch it: a stop would be news to whoever controls its terminal."""
+    fields = _stat(f"/proc/{pid}/stat")
+    session, terminal = int(fields[3]), int(fields[4])
+    return terminal != 0 and session != pid
+
+
+def _native(pid: int) -> bool:
+    """Whether the program is a 64-bit ELF."""
+    with open(f"/proc/{pid}/exe", "rb") as f:
+        return f.read(5) == b"\x7fELF\x02"
+
+
+def _stat(path: str) -> list[str]:
+    """Fields of a stat file after the name, which may hold anything: state is the first."""
+    with open(path, "rb") as f:
+        return f.read().rpartition(b")")[2].decode().split()

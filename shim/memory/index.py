@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cryoci-memory.json: which memory of which process lies in which chunk files, beside CRIU's images.
+
+    {"version": 1, "page_size": 4096, "chunk": BYTES of the largest chunk,
+     "processes": [{"pid": PID in the container, "areas": [["START", "END"], ...] in hex}],
+     "chunks": [[PID, "START" in hex, PAGES, "sha256 in hex, or empty"], ...]}
+
+Whoever made a checkpoint is not trusted: every number is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cryoci.errors import ImageError, UnsupportedError
+from cryoci.files import write_json
+from cryoci.shim.memory.calls import PAGE, Run
+from cryoci.shim.memory.chunk import MAX_PAGES, Key
+
+NAME = "cryoci-memory.json"
+VERSION = 1
+_LIMIT = 64 << 20
+_TOP = 1 << 47  # user addresses of x86-64 with four levels; five are never given out unasked
+
+
+@dataclass(frozen=True)
+class Index:
+    """`areas` by pid in the container; `chunks` with their digests."""
+
+    areas: dict[int, tuple[Run, ...]]
+    chunks: tuple[tuple[Key, str], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all areas."""
+        return sum(size for runs in self.areas.values() for _, size in runs)
+
+
+def exists(directory: str) -> bool:
+    """Whether the images in `directory` have memory out of band."""
+    return os.path.lexists(f"{directory}/{NAME}")
+
+
+def write(directory: str, areas: dict[int, Sequence[Run]], chunks: Iterable[tuple[Key, str]]) -> None:
+    """Write the index, durably. Raises OSError."""
+    value = {
+        "version": VERSION,
+        "page_size": PAGE,
+        "processes": [
+            {"pid": pid, "areas": [[f"{start:x}", f"{start + size:x}"] for start, size in runs]}
+            for pid, runs in sorted(areas.items())
+        ],
+        "chunks": [
+            [key.vpid, f"{key.start:x}", key.pages, digest]
+            for key, digest in sorted(chunks, key=lambda c: (c[0].vpid, c[0].start))
+        ],
+    }
+    write_json(f"{directory}/{NAME}", value)
+
+
+def read(directory: str) -> Index:
+    """Read and check the index. Raises ImageError, UnsupportedError."""
+    path = f"{directory}/{NAME}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as f:
+            raw = f.read(_LIMIT + 1)
+        value = json.loads(raw) if len(raw) <= _LIMIT else None
+    except (OSError, ValueError, RecursionError) as e:
+        raise ImageError(f"{NAME} of the checkpoint cannot be read: {e}") from e
+    if not isinstance(value, dict):
+        raise ImageError(f"{NAME} of the checkpoint is not an index of memory")
+    if value.get("version") != VERSION:
+        raise UnsupportedError(
+            f"{NAME} of the checkpoint is of version {str(value.get('version'))[:20]}, not {VERSION}",
+            hint="upgrade cryoci",
+        )
+    if value.get("page_size") != PAGE:
+        raise UnsupportedError(
+            f"the checkpoint's memory is in pages of {str(value.get('page_size'))[:20]} bytes, not {PAGE}",
+            hint="restore it on a node like the one it was made on",
+        )
+    try:
+        areas = {_pid(process["pid"]): _areas(process["areas"]) for process in value["processes"]}
+        chunks = tuple((_key(*entry[:3]), _digest(entry[3])) for entry in value["chunks"])
+        _check(areas, chunks)
+    except (KeyError, TypeError, ValueError, IndexError) as e:
+        raise ImageError(f"{NAME} of the checkpoint is damaged: {e}") from e
+    return Index(areas, chunks)
+
+
+def _check(areas: dict[int, tuple[Run, ...]], chunks: Sequence[tuple[Key, str]]) -> None:
+    end: tuple[int, int] = (0, 0)
+    for key, _ in chunks:
+        if (key.vpid, key.start) < end:
+            raise ValueError("chunks overlap")
+        end = (key.vpid, key.end)
+        if not any(start <= key.start and key.end <= start + size for start, size in areas[key.vpid]):
+            raise ValueError("a chunk lies outside of its areas")
+
+
+def _pid(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 1 << 22:
+        raise ValueError("a pid is none")
+    return value
+
+
+def _areas(value: Any) -> tuple[Run, ...]:
+    found = []
+    last = 0
+    for first, end in value:
+        start, size = _address(first), _address(end) - _address(first)
+        if size <= 0 or start < last:
+            raise ValueError("areas overlap")
+        last = start + size
+        found.append((start, size))
+    return tuple(found)
+
+
+def _key(pid: Any, start: Any, pages: Any) -> Key:
+    if type(pages) is not int or not 0 < pages <= MAX_PAGES:
+        raise ValueError("a chunk has no pages, or too many")
+    return Key(_pid(pid), _address(start), pages)
+
+
+def _address(value: Any) -> int:
+    if not isinstance(value, str) or len(value) > 16:
+        raise ValueError("an address is none")
+    address = int(value, 16)
+    if address % PAGE or not 0 < address <= _TOP:
+        raise ValueError("an address is none")
+    return address
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or (
+        value and (len(value) != 64 or not set(value) <= set("0123456789abcdef"))
+    ):
+        raise ValueError("a digest is none")
+    return value

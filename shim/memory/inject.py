@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drop: have a stopped process give its own pages back, by system calls injected with ptrace (x86-64).
+
+The process is in a group stop (SIGSTOP): its other threads stay where they are, and should this program die
+the kernel puts the one that runs back into the stop (kernel/ptrace.c, __ptrace_unlink). What was saved of it
+stands in the journal then, for `heal`.
+
+A thread inside of a system call keeps that: orig_rax = -1 hides it while the injected call runs, and the registers
+that are put back make the kernel restart it, or not, as it would have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from cryoci.errors import CheckpointError, UnsupportedError
+from cryoci.shim.memory import calls, find
+from cryoci.shim.memory.find import Area
+
+_SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 9, 12, 13, 17
+_SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
+_SUSPEND_SECCOMP = 1 << 21
+_WALL = 0x40000000
+_REGISTERS = 27  # struct user_regs_struct (sys/user.h)
+_RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _CS = 10, 12, 13, 14, 15, 16, 17
+_CS64 = 0x33
+_MADVISE, _DONTNEED = 28, 4
+_SYSCALL = b"\x0f\x05"
+_SECONDS = 10.0
+
+Saved = dict[str, str]  # "registers" and "mask" of a thread, in hex, and where its calls are made: "at"
+
+
+def drop(pid: int, areas: Sequence[Area], save: Callable[[Saved], None]) -> None:
+    """Drop `areas` of a stopped process. `save` must have stored what it is given when it returns.
+
+    Raises UnsupportedError, CheckpointError, OSError; the thread then is as it was.
+    """
+    at = _gadget(pid)
+    _seize(pid)
+    try:
+        saved = _save(pid, at)
+        save(saved)
+        try:
+            for area in areas:
+                result = _call(pid, saved, _MADVISE, area.start, area.end - area.start, _DONTNEED)
+                if result != 0:
+                    raise CheckpointError(
+                        f"process {pid} could not give back its memory at {area.start:x}: {os.strerror(-result)}"
+                    )
+        finally:
+            _put_back(pid, saved)
+    finally:
+        _release(pid)
+
+
+def heal(pid: int, saved: Saved) -> None:
+    """Put back what `drop` had saved, if the process stands where `drop` had put it. Raises OSError."""
+    _seize(pid)
+    try:
+        now, before = _registers(pid), _unhex(saved["registers"])
+        at = int(saved["at"], 16)
+        if now[_RIP] in (at, at + len(_SYSCALL)) and now[_RDX] == _DONTNEED and now != before:
+            _put_back(pid, saved)
+        else:
+            _set_mask(pid, bytes.fromhex(saved["mask"]))
+    finally:
+        _release(pid)
+
+
+class Hold:
+    """Keep processes where they are while their freezer is open; they are frozen at both ends."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._held: list[int] = []
+        try:
+            for pid in pids:
+                for thread in find.threads(pid):
+                    _seize(thread)
+                    self._held.append(thread)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let go of them. Never raises."""
+        for thread in self._held:
+            _release(thread)
+        self._held = []
+
+
+def supported() -> bool:
+    """Whether this machine's kind is known here."""
+    return os.uname().machine == "x86_64"
+
+
+def _seize(thread: int) -> None:
+    """Attach, and wait for the thread to stop."""
+    calls.ptrace(_SEIZE, thread, None, _SUSPEND_SECCOMP)
+    try:
+        calls.ptrace(_INTERRUPT, thread)
+        _wait(thread)
+    except BaseException:
+        _release(thread)
+        raise
+
+
+def _release(thread: int) -> None:
+    with suppress(OSError):  # it has died, which ends the tracing too
+        calls.ptrace(_DETACH, thread)
+
+
+def _wait(thread: int) -> int:
+    """Wait for a stop; returns the signal that it reports. Raises CheckpointError."""
+    end = time.monotonic() + _SECONDS
+    while True:
+        done, status = os.waitpid(thread, os.WNOHANG | _WALL)
+        if done and os.WIFSTOPPED(status):
+            return os.WSTOPSIG(status)
+        if done:
+            raise CheckpointError(f"process {thread} has ended while its memory was moved")
+        if time.monotonic() > end:
+            raise CheckpointError(f"process {thread} does not stop within {_SECONDS:g} s")
+        time.sleep(0.0002)
+
+
+def _save(pid: int, at: int) -> Saved:
+    registers = _registers(pid)
+    if registers[_CS] != _CS64:
+        raise UnsupportedError(
+            f"process {pid} runs 32-bit code", hint='set [memory] engine = "criu" for this container'
+        )
+    mask = ctypes.create_string_buffer(8)
+    calls.ptrace(_GETSIGMASK, pid, 8, mask)
+    return {"registers": struct.pack("27Q", *registers).hex(), "mask": mask.raw.hex(), "at": f"{at:x}"}
+
+
+def _put_back(pid: int, saved: Saved) -> None:
+    calls.ptrace(
+        _SETREGS, pid, None, ctypes.create_string_buffer(bytes.fromhex(saved["registers"]), 8 * _REGISTERS)
+    )
+    _set_mask(pid, bytes.fromhex(saved["mask"]))
+
+
+def _call(pid: int, saved: Saved, number: int, first: int, second: int, third: int) -> int:
+    """Have the process make one system call; returns its result, negative for an error."""
+    at = int(saved["at"], 16)
+    registers = _unhex(saved["registers"])
+    for place, value in (
+        (_RIP, at), (_RAX, number), (_RDI, first), (_RSI, second), (_RDX, third), (_ORIG_RAX, (1 << 64) - 1),
+    ):  # fmt: skip
+        registers[place] = value
+    _set_mask(pid, b"\xff" * 8)  # a signal that comes meanwhile waits
+    calls.ptrace(
+        _SETREGS, pid, None, ctypes.create_string_buffer(struct.pack("27Q", *registers), 8 * _REGISTERS)
+    )
+    for _ in range(8):
+        calls.ptrace(_SINGLESTEP, pid)
+        _wait(pid)
+        now = _registers(pid)
+        if now[_RIP] == at + len(_SYSCALL):
+            return ctypes.c_long(now[_RAX]).value
+        if now[_RIP] != at:
+            break  # else another stop came first, and nothing was run
+    raise CheckpointError(f"process {pid} went elsewhere while its memory was dropped")
+
+
+def _registers(pid: int) -> list[int]:
+    raw = ctypes.create_string_buffer(8 * _REGISTERS)
+    calls.ptrace(_GETREGS, pid, None, raw)
+    return list(struct.unpack("27Q", raw.raw))
+
+
+def _unhex(text: str) -> list[int]:
+    return list(struct.unpack("27Q", bytes.fromhex(text)))
+
+
+def _set_mask(pid: int, mask: bytes) -> None:
+    calls.ptrace(_SETSIGMASK, pid, 8, ctypes.create_string_buffer(mask, 8))
+
+
+def _gadget(pid: int) -> int:
+    """Address of a system call instruction in the process: in its vDSO, or any code that it has."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as f:
+        lines = [line.split(maxsplit=5) for line in f]
+    code = [line for line in lines if line[1][2] == "x" and line[-1].strip() != "[vsyscall]"]
+    code.sort(key=lambda line: line[-1].strip() != "[vdso]")
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in code:
+            start, end = (int(number, 16) for number in line[0].split("-"))
+            while start < end:
+                with suppress(OSError):
+                    memory.seek(start)
+                    found = memory.read(min(end - start, 1 << 20)).find(_SYSCALL)
+                    if found >= 0:
+                        return start + found
+                start += 1 << 20
+    raise UnsupportedError(f"process {pid} has no system call instruction in its code")

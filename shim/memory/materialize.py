@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images for CRIU alone: chunk files go into pages-*.img and pagemap-*.img, and the guard comes off.
+
+    pagemap-PID.img ::= COMMON_MAGIC PAGEMAP_MAGIC { SIZE MESSAGE }   head {1: pages_id}, then entries in order
+                                                                     {1: vaddr  2 or 5: pages  4: flags}
+    core-PID.img    ::= COMMON_MAGIC CORE_MAGIC SIZE MESSAGE          {... 3: tc {1: task_state ...} ...}
+
+New files are written beside the old ones and renamed when all are there, the guard last, so that a run that
+was cut off can be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cryoci.errors import ImageError, NotFoundError
+from cryoci.files import sync_directory
+from cryoci.shim.criu import images
+from cryoci.shim.memory import capture, chunk, guard, index
+from cryoci.shim.memory.calls import PAGE
+
+_PRESENT = 4  # PE_PRESENT
+_PARENT = 1  # PE_PARENT
+_ALIVE, _STOPPED = 1, 3  # TASK_ALIVE, TASK_STOPPED (criu/include/pid.h)
+_NEW = ".cryoci-new"
+_PIECE = 64 << 20
+
+
+def materialize(directory: str | os.PathLike[str]) -> int:
+    """Make the images in `directory` (or its checkpoint/) whole; returns the bytes that moved.
+
+    Raises NotFoundError when they are whole already or no images, ImageError, IntegrityError, OSError: the
+    directory then is as it was, less some room.
+    """
+    where = os.fspath(directory)
+    if not index.exists(where) and index.exists(f"{where}/checkpoint"):
+        where += "/checkpoint"
+    if not index.exists(where):
+        raise NotFoundError(
+            f"{where} holds no memory out of band",
+            hint="give a checkpoint directory with cryoci-memory.json",
+        )
+    content = index.read(where)
+    if os.path.exists(f"{where}/{guard.FILES_KEPT}"):
+        guard.arm(where)
+    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    moved = 0
+    renames: list[str] = []
+    try:
+        for vpid in content.areas:
+            chunks = [(key, digest) for key, digest in content.chunks if key.vpid == vpid]
+            done, name = _pages(where, fd, vpid, chunks)
+            moved += done
+            renames += [f"pagemap-{vpid}.img", name, f"core-{vpid}.img"]
+            _write(f"{where}/core-{vpid}.img{_NEW}", _awake(_read(f"{where}/core-{vpid}.img")))
+        os.fsync(fd)
+    except BaseException:
+        for path in Path(where).glob(f"*{_NEW}"):
+            path.unlink()
+        raise
+    finally:
+        os.close(fd)
+    for name in renames:
+        os.rename(f"{where}/{name}{_NEW}", f"{where}/{name}")
+    sync_directory(where)
+    os.unlink(f"{where}/{index.NAME}")
+    guard.disarm(where)
+    capture.remove(where)
+    return moved
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of a pagemap: its message, and whether its pages are in the pages file."""
+
+    raw: bytes
+    start: int
+    pages: int
+    flags: int
+    wide: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + self.pages * PAGE
+
+
+def _pages(where: str, fd: int, vpid: int, chunks: list[tuple[chunk.Key, str]]) -> tuple[int, str]:
+    """Write a process' pages anew, CRIU's and the chunks' in the order of their addresses."""
+    data = _read(f"{where}/pagemap-{vpid}.img")
+    messages = list(_messages(data, 8))
+    entries = [_entry(message) for message in messages[1:]]
+    name = f"pages-{_number(messages[0], 1)}.img"
+    wide = any(entry.wide for entry in entries)
+    parts: list[_Entry | tuple[chunk.Key, str]] = sorted(
+        [*entries, *chunks], key=lambda part: part.start if isinstance(part, _Entry) else part[0].start
+    )
+    found = [data[:8], _sized(messages[0])]
+    moved = at = last = 0
+    buffer = chunk.Buffer()
+    with open(f"{where}/{name}{_NEW}", "wb") as out, open(f"{where}/{name}", "rb") as old:
+        for part in parts:
+            start, end = (part.start, part.end) if isinstance(part, _Entry) else (part[0].start, part[0].end)
+            if start < last:
+                raise ImageError(f"page {start:x} of process {vpid} is in the checkpoint twice")
+            last = end
+            if isinstance(part, _Entry):
+                found.append(_sized(part.raw))
+                if part.flags & _PRESENT:
+                    _copy(old, out, at, end - start)
+                    at += end - start
+                continue
+            with chunk.Reader(fd, *part) as reader:
+                found += [_new_entry(first, size // PAGE, wide=wide) for first, size in reader.runs]
+                for _, size in reader.pieces(buffer):
+                    out.write(buffer.view[:size])
+                    moved += size
+        out.flush()
+        os.fsync(out.fileno())
+    _write(f"{where}/pagemap-{vpid}.img{_NEW}", b"".join(found))
+    return moved, name
+
+
+def _copy(old: BinaryIO, out: BinaryIO, at: int, size: int) -> None:
+    out.flush()
+    done = 0
+    while done < size:
+        count = os.sendfile(out.fileno(), old.fileno(), at + done, min(size - done, _PIECE))
+        if count == 0:
+            raise ImageError(f"{os.path.basename(old.name)} of the checkpoint is cut off")
+        done += count
+
+
+def _awake(data: bytes) -> bytes:
+    """A core image whose process runs when it is restored: it was stopped for its memory only."""
+    at = 12  # past two magics and the size
+    for number, value, _ in _fields(data[at:]):
+        if number == 3 and isinstance(value, tuple):
+            for inner, state, place in _fields(data[at + value[0] : at + value[1]]):
+                if inner == 1 and state == _STOPPED:
+                    place += at + value[0]
+                    return data[:place] + bytes([_ALIVE]) + data[place + 1 :]
+                if inner == 1 and state == _ALIVE:
+                    return data  # an earlier run was cut off
+    raise ImageError("a process whose memory is out of band was not stopped in the checkpoint")
+
+
+def _entry(raw: bytes) -> _Entry:
+    values = {number: value for number, value, _ in _fields(raw) if isinstance(value, int)}
+    flags = values.get(4, _PARENT if values.get(3) else _PRESENT)
+    return _Entry(raw, values[1], values.get(5) or values.get(2, 0), flags, 5 in values)
+
+
+def _number(message: bytes, wanted: int) -> int:
+    for number, value, _ in _fields(message):
+        if number == wanted and isinstance(value, int):
+            return value
+    raise ImageError("a pagemap of the checkpoint names no pages")
+
+
+def _new_entry(start: int, pages: int, *, wide: bool) -> bytes:
+    """Older CRIUs count pages in field 2, newer ones in 5, with 2 there because it is required."""
+    counts = ((2, 0), (4, _PRESENT), (5, pages)) if wide else ((2, pages), (4, _PRESENT))
+    return _sized(b"".join(_varint(number << 3) + _varint(value) for number, value in ((1, start), *counts)))
+
+
+def _messages(data: bytes, at: int) -> Iterator[bytes]:
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        if len(data) - at - 4 < size:
+            raise ImageError("a pagemap of the checkpoint is cut off")
+        yield data[at + 4 : at + 4 + size]
+        at += 4 + size
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | tuple[int, int], int]]:
+    """Fields of a protobuf message: number, value (of bytes: where they lie), and where the value begins.
+
+    Raises ImageError.
+    """
+    at = 0
+    try:
+        while at < len(data):
+            key, at = images.varint(data, at)
+            place = at
+            if key & 7 == 0:
+                value, at = images.varint(data, at)
+                yield key >> 3, value, place
+            elif key & 7 == 2:
+                size, at = images.varint(data, at)
+                if at + size > len(data):
+                    raise IndexError(at)
+                yield key >> 3, (at, at + size), place
+                at += size
+            else:
+                at += {1: 8, 5: 4}[key & 7]
+    except (IndexError, KeyError) as e:
+        raise ImageError("an image of the checkpoint is damaged") from e
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _sized(message: bytes) -> bytes:
+    return len(message).to_bytes(4, "little") + message
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as f:
+        return f.read()
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())

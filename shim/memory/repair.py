@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finish what a journal tells of: the container gets its memory back and runs on, or its images are made whole.
+
+The same steps serve the ordinary end of a checkpoint that leaves its container alive.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from cryoci.errors import ConflictError, CryociError, RestoreError
+from cryoci.files import keep
+from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal
+from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.settings import Settings
+from cryoci.shim.record import Record
+
+
+def repair(record: Record) -> str | None:
+    """Finish the operation in the journal of a container; returns what was done, None without a journal.
+
+    May be called again and again. Raises ConflictError when the operation is under way or the journal cannot be
+    trusted, and RestoreError, ImageError, IntegrityError when the memory cannot be brought back: the processes
+    stay stopped then, and the journal stays.
+    """
+    found = journal.read(record)
+    if found is None:
+        return None
+    if found.busy:
+        raise ConflictError(
+            f"process {found.owner[0]} is moving memory of container {record.id}", hint="wait for it to end"
+        )
+    if not any(member.alive for member in found.members):
+        _conclude(record, found)
+        return f"its processes are gone; {found.directory} holds its memory"
+    bring_back(record, found, Settings().threads)
+    if not os.path.exists(f"{found.directory}/{guard.INVENTORY}"):
+        capture.remove(found.directory)  # the dump never was
+    return f"{len(found.members)} processes have their memory and run on"
+
+
+def abandon(record: Record) -> None:
+    """The container has been ended, and its checkpoint is stored: forget a journal that there may be."""
+    found = journal.read(record)
+    if found is not None:
+        forget(record, found)
+
+
+def bring_back(record: Record, found: Journal, threads: int) -> None:
+    """Fill the processes if some of their memory is away, and let them go on. Raises as `repair` does."""
+    if found.state in ("dropping", "restoring"):
+        _fill(found, threads)
+        found = found.become(record, "filled")
+    release(record, found)
+
+
+def release(record: Record, found: Journal) -> None:
+    """Let the processes go on, as frozen or not as they were, and forget the journal."""
+    alive = [member.pid for member in found.members if member.alive]
+    freezer.proceed(alive)
+    with suppress(OSError):  # its cgroup is gone with its last process
+        freezer.Freezer(found.freezer).set(found.frozen)
+    forget(record, found)
+
+
+def forget(record: Record, found: Journal) -> None:
+    """Remove the journal; its directory is as any other again. Never raises."""
+    journal.remove(record)
+    with suppress(OSError):
+        keep(found.directory, False)
+
+
+def _fill(found: Journal, threads: int) -> None:
+    alive = [member for member in found.members if member.alive]
+    for member in alive:
+        if not freezer.stopped(member.pid):
+            raise ConflictError(
+                f"process {member.pid} was continued by somebody while its memory was away",
+                hint=f"kill it, and restore it from {found.directory}",
+            )
+        tracer = find.status(member.pid).get("TracerPid")
+        if tracer != "0":
+            raise ConflictError(
+                f"process {member.pid} is held by process {tracer}, maybe a CRIU at work",
+                hint="wait for it to end, then repair again",
+            )
+        if member.saved:
+            _heal(member, found)
+    pids = {member.vpid: member.pid for member in alive}
+    content = index.read(found.directory)
+    mine = index.Index(
+        {vpid: runs for vpid, runs in content.areas.items() if vpid in pids},
+        tuple(entry for entry in content.chunks if entry[0].vpid in pids),
+    )
+    fill.fill(mine, found.directory, pids, threads)
+
+
+def _heal(member: Member, found: Journal) -> None:
+    box = freezer.Freezer(found.freezer)
+    was = box.frozen
+    try:
+        if was:
+            box.set(False)
+        inject.heal(member.pid, member.saved)
+    except (OSError, CryociError) as e:
+        raise RestoreError(f"process {member.pid} cannot be put back to where it was: {e}") from e
+    finally:
+        if was:
+            box.set(True)
+
+
+def _conclude(record: Record, found: Journal) -> None:
+    """The processes are gone: what CRIU has dumped of them, if it has, must not be restored bare."""
+    if os.path.exists(f"{found.directory}/{guard.INVENTORY}") and index.exists(found.directory):
+        guard.arm(found.directory)
+    forget(record, found)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""[memory] of config.toml: who moves the memory of large processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryoci.errors import ConfigError
+from cryoci.shim.criu.options import parse_size, unknown_key
+
+_MOST_THREADS = 16  # more do not read faster (measured on 16 cores)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`parallel`: areas of `threshold` bytes or more go out of band, in chunks of `chunk` bytes."""
+
+    parallel: bool = False
+    threshold: int = 64 << 20
+    chunk: int = 64 << 20
+    threads: int = min(_MOST_THREADS, os.cpu_count() or 1)
+    digest: bool = True
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
+        """Check the table. Raises ConfigError."""
+        known = {"engine": str, "threshold": int, "chunk": int, "threads": int, "digest": bool}
+        for key in values:
+            if key not in known:
+                raise unknown_key(key, known, "[memory]")
+        engine = values.get("engine", "criu")
+        if engine not in ("criu", "parallel"):
+            raise ConfigError(f"[memory] engine is {engine!r}", hint='write "criu" or "parallel"')
+        threshold = parse_size(values.get("threshold", cls.threshold), "[memory] threshold")
+        chunk = parse_size(values.get("chunk", cls.chunk), "[memory] chunk")
+        if not 1 << 20 <= chunk <= 1 << 30 or chunk & (chunk - 1):
+            raise ConfigError(
+                f"[memory] chunk is {values.get('chunk')!r}", hint='write a power of two from "1M" to "1G"'
+            )
+        threads = values.get("threads", cls.threads)
+        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 64:
+            raise ConfigError(f"[memory] threads is {threads!r}", hint="write a whole number from 1 to 64")
+        digest = values.get("digest", True)
+        if not isinstance(digest, bool):
+            raise ConfigError(f"[memory] digest is {digest!r}", hint="write true or false, without quotes")
+        return cls(engine == "parallel", max(threshold, 1), chunk, threads, digest)
