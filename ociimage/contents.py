@@ -48,7 +48,8 @@ _KINDS = (
 class Contents:
     """What was fetched, in `directory`; `sizes` has every file of the checkpoint that is known of.
 
-    `complete` is False when layers were left out whose content nobody says (`everything` fetches them), and when they are encrypted (`sealed`).
+    `complete` is False when layers were left out: those whose content nobody says (`everything` fetches them),
+    and encrypted ones (`sealed`).
     """
 
     directory: Path
