@@ -27,6 +27,7 @@ VERBS = {
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
     "rm": "Remove checkpoint images and free their space.",
 }
+INTERNAL = ("fetch",)  # called by cryoci-runtime
 
 _FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"
 
@@ -38,7 +39,7 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
+        if name not in VERBS and name not in INTERNAL:
             return None
         command = importlib.import_module(f"cryoci.cli.{name}").command
         assert isinstance(command, click.Command)

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 GPU_DUMP = "gpu.dump"
 
 
-def main(line: Invocation, launcher: str) -> int:
+def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     """Restore a container; returns the runtime's exit status (the container's, without `--detach`).
+
+    `extra` are more lines for CRIU's configuration, of this restore alone.
 
     Raises PrivilegeError, NotFoundError, UnsupportedError, ConfigError, SpaceError, ImageError.
     """
@@ -46,7 +48,7 @@ def main(line: Invocation, launcher: str) -> int:
     known = record.exists
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
-    made = create.prepare(line, below, conf.render(chosen, "restore"))
+    made = create.prepare(line, below, conf.render(chosen, "restore") + extra)
     if made is None:  # no bundle to edit: the runtime says so
         underlying.execute(path, line.argv)
         return 1
@@ -61,6 +63,8 @@ def main(line: Invocation, launcher: str) -> int:
             edit.undo()
             if not known:
                 record.remove()
+        elif extra:
+            conf.write(record.conf, chosen, "dump")
     return status
 
 
