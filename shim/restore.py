@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
-from cryoci.shim import bundle, cgroup, checkpoint, create, failure, operation, underlying
+from cryoci.shim import bundle, cgroup, checkpoint, create, failure, operation, state, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
@@ -55,11 +56,13 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     edit = made[1]
     status = 1
     try:
-        status = attempt(line, below, record, edit, chosen)
+        status = attempt(line, below, record, edit, chosen, extra)
         if status == 0 and below.kind == "crun" and line.has("detach"):
             gather(line, below)
     finally:
         if status != 0:
+            if below.kind == "crun":
+                sweep(line, below, edit.spec)
             edit.undo()
             if not known:
                 record.remove()
@@ -68,12 +71,14 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     return status
 
 
-def attempt(line: Invocation, below: Runtime, record: Record, edit: bundle.Edit, chosen: CriuOptions) -> int:
+def attempt(
+    line: Invocation, below: Runtime, record: Record, edit: bundle.Edit, chosen: CriuOptions, extra: str = ""
+) -> int:
     """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why."""
     with gpus(line, below, record, edit) as gpu:
         if gpu is not None:
             line, chosen = gpu.prepare(line, chosen)
-            conf.write(record.conf, chosen, "restore")
+            state.write(record.conf, (conf.render(chosen, "restore") + extra).encode())
         reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
         argv = operation.words(line, below, chosen, reads_conf=reads_conf)
         env = operation.environment(record, reads_conf=reads_conf)
@@ -102,6 +107,18 @@ def gpus(
     from cryoci.shim.gpu.restoring import restoring
 
     return restoring(line, below, record, edit.spec, images=operation.image_directory(line))
+
+
+def sweep(line: Invocation, below: Runtime, spec: dict[str, Any]) -> None:
+    """Remove what crun leaves of a restore that failed: an empty cgroup, and a container without status, over
+    which `list` stumbles."""
+    from cryoci.command import run
+
+    directory = f"{line.root or '/run/crun'}/{line.id}"
+    if os.path.isdir(directory) and not os.path.exists(directory + "/status"):
+        root = ["--root", line.root] if line.root else []
+        run([below.path, *root, "delete", "--force", line.id or ""], check=False)
+        cgroup.remove(str((spec.get("linux") or {}).get("cgroupsPath") or ""))
 
 
 def gather(line: Invocation, below: Runtime) -> None:

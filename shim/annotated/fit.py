@@ -153,11 +153,11 @@ def _destinations(spec: Spec) -> set[str]:
 
 
 def _check_mounts(old: Spec, new: Spec) -> None:
-    missing = sorted(set(binds(old)) - set(binds(new)))
+    missing = sorted((_destinations(old) - _destinations(new)) | (set(binds(old)) - set(binds(new))))
     if missing:
         raise RestoreError(
             f"the checkpoint's processes have mounts that the container does not get: {', '.join(missing)}",
-            hint="create it with a volume or bind mount at each of these places, by the same engine",
+            hint="create it with the same kind of mount at each of these places, by the same engine",
         )
     added = sorted(_destinations(new) - _destinations(old) - ENGINES_OWN)
     if added:
