@@ -37,6 +37,7 @@ from cryoci.shim.gpu.hold import Hold, image_facts
 
 T = TypeVar("T")
 _HELD = "held.json"
+_CONTAINERD = "/run/containerd/"  # below it containerd's shim has the --root of its runtimes
 _STOP_SECONDS = 30.0
 
 
@@ -326,7 +327,9 @@ def _end(container: Container, *, gone: bool) -> None:
         )
     if container.engine == "podman":
         _await_podman(container)
-    else:
+    elif not (container.root or "").startswith(
+        _CONTAINERD
+    ):  # it deletes its own, and stumbles if they are gone
         container.call("delete", "--force", check=False)
 
 
