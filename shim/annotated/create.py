@@ -10,6 +10,7 @@ The engine sees a create: its stdio, console socket and pid file, and a containe
 from __future__ import annotations
 
 import os
+import posix
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from cryoci.errors import PrivilegeError, RestoreError, UnsupportedError
 from cryoci.files import scratch
-from cryoci.shim import bundle, child, create, restore, underlying, waiting
+from cryoci.shim import bundle, child, create, paths, restore, underlying, waiting
 from cryoci.shim.annotated import files, fit, hold, request
 from cryoci.shim.annotated.fetch import Checkpoint, fetch
 from cryoci.shim.argv import Invocation, parse
@@ -43,6 +44,7 @@ def main(line: Invocation, launcher: str, spec: Mapping[str, Any]) -> int | None
     if asked is None:
         return None
     _check(line)
+    _set_path()
     with scratch("create.") as place, ExitStack() as undo:
         checkpoint = fetch(asked, place / "checkpoint")
         directory = line.options.get("bundle") or "."
@@ -87,6 +89,13 @@ def _check(line: Invocation) -> None:
                 f"a container cannot be created from a checkpoint with --{name}",
                 hint="create it without: its processes have the open files of the checkpoint",
             )
+
+
+def _set_path() -> None:
+    """CRI-O's monitor has no PATH on create, and runc looks for criu on it."""
+    if not paths.environment("PATH", ""):
+        os.environ["PATH"] = underlying.SBIN
+        posix.environ[b"PATH"] = underlying.SBIN.encode()
 
 
 def _root(spec: Mapping[str, Any], directory: str) -> Path:
