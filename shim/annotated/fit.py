@@ -37,7 +37,12 @@ def check(spec: Spec, checkpoint: Checkpoint, bundle: str) -> None:
     _check_machine(checkpoint.facts)
     _check_base(checkpoint.facts, base_image(spec, bundle))
     _check_terminal(old, spec)
-    for kind in ("network", "pid", "user"):
+    if "user" in (namespaces(spec) | namespaces(old)):
+        raise UnsupportedError(
+            "CRIU cannot restore a container with a user namespace: it loses the right to read its own images",
+            hint="create it without one (no --userns, --uidmap; in Kubernetes, hostUsers: true)",
+        )
+    for kind in ("network", "pid"):
         _check_namespace(kind, old, spec)
     _check_mounts(old, spec)
 
@@ -108,6 +113,11 @@ def _check_terminal(old: Spec, new: Spec) -> None:
             if was
             else "create it without a terminal (no --tty)",
         )
+
+
+def namespaces(spec: Spec) -> set[str]:
+    """Kinds of namespaces that are not the node's."""
+    return {str(one.get("type")) for one in _list(_dict(spec.get("linux")).get("namespaces"))}
 
 
 def _namespace(kind: str, spec: Spec) -> str:

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryoci.command import run
-from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, SpaceError, ToolError
+from cryoci.errors import (
+    CheckpointError,
+    ConflictError,
+    CryociError,
+    PrivilegeError,
+    SpaceError,
+    ToolError,
+    UnsupportedError,
+)
 from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import cgroup, record, rootfs
 from cryoci.shim.criu import log
@@ -62,6 +70,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         raise PrivilegeError("a checkpoint needs root: CRIU reads other processes' memory", hint="use sudo")
     container.must_run()
     _check_moving(container, options)
+    _check_user(container)
     done = Checkpoint(container, directory)
     with ExitStack() as undo, _exclusive(container) as journal:
         _make(directory)
@@ -133,6 +142,16 @@ def _check_moving(container: Container, options: DumpOptions) -> None:
             f"container {container.name} is removed by its engine when it stops (--rm), so its established "
             "connections cannot be moved safely",
             hint="add --leave-running, or start the container without --rm",
+        )
+
+
+def _check_user(container: Container) -> None:
+    """A dump that nobody could restore is refused."""
+    namespaces = (container.spec.get("linux") or {}).get("namespaces") or ()
+    if any(one.get("type") == "user" for one in namespaces):
+        raise UnsupportedError(
+            f"container {container.name} has a user namespace, and CRIU cannot restore such a one",
+            hint="start it without (no --userns, --uidmap)",
         )
 
 

@@ -173,7 +173,6 @@ def test_the_same_fits(tmp_path: Path) -> None:
             "network",
         ),
         ({"linux": {"namespaces": [{"type": "network"}]}}, "pid namespace"),
-        ({"linux": {"namespaces": [*spec()["linux"]["namespaces"], {"type": "user"}]}}, "user namespace"),
     ],
 )
 def test_what_differs_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -183,6 +182,13 @@ def test_what_differs_is_named(tmp_path: Path, change: dict[str, Any], said: str
     with pytest.raises(RestoreError, match=said) as caught:
         fit.check(new, checkpoint_of(tmp_path / "c", spec()), str(tmp_path))
     assert caught.value.hint
+
+
+def test_a_user_namespace_is_refused(tmp_path: Path) -> None:
+    with_user = spec(namespaces=[*spec()["linux"]["namespaces"], {"type": "user"}])
+    for old, new in ((spec(), with_user), (with_user, spec()), (with_user, with_user)):
+        with pytest.raises(UnsupportedError, match="user namespace"):
+            fit.check(new, checkpoint_of(tmp_path / "c", old), str(tmp_path))
 
 
 def test_another_machine_and_a_broken_description(tmp_path: Path) -> None:
