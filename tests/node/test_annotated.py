@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.node import everything
 from tests.node.conftest import Site
 from tests.node.subject import CONFIG, SMALL, TMPFS, Kind, Subject, leftovers, records, runs_on
 from tests.nodes import workload
@@ -189,6 +190,17 @@ def test_a_pipe_or_terminal_leads_to_the_new_engine(site: Site, below: str, flag
     assert site.b.sh(f"podman wait {name}").strip() == "7"
     site.b.run(["podman", "rm", "--force", name])
     site.a.run(["rm", "-f", CONFIG])
+
+
+@belows
+def test_a_container_with_everything(site: Site, below: str) -> None:
+    """podman's own checkpoint and restore, in place and elsewhere, and annotated create: all of it is kept."""
+    container = everything.Container(site.b, below, site.image)
+    container.start()
+    container.stop_and_restore_in_place()
+    container.travel()
+    container.recreate()
+    container.remove()
 
 
 @pytest.fixture(scope="module")
