@@ -10,7 +10,7 @@ from typing import Any
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
-from cryoci.shim import bundle, cgroup, checkpoint, create, failure, operation, state, underlying
+from cryoci.shim import bundle, cgroup, checkpoint, create, crun, failure, operation, state, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
@@ -59,10 +59,11 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
         status = attempt(line, below, record, edit, chosen, extra)
         if status == 0 and below.kind == "crun" and line.has("detach"):
             gather(line, below)
+            confine(line, below, edit.spec)
     finally:
         if status != 0:
             if below.kind == "crun":
-                sweep(line, below, edit.spec)
+                crun.sweep(below, line.root, record.id, edit.spec)
             edit.undo()
             if not known:
                 record.remove()
@@ -109,18 +110,6 @@ def gpus(
     return restoring(line, below, record, edit.spec, images=operation.image_directory(line))
 
 
-def sweep(line: Invocation, below: Runtime, spec: dict[str, Any]) -> None:
-    """Remove what crun leaves of a restore that failed: an empty cgroup, and a container without status, over
-    which `list` stumbles."""
-    from cryoci.command import run
-
-    directory = f"{line.root or '/run/crun'}/{line.id}"
-    if os.path.isdir(directory) and not os.path.exists(directory + "/status"):
-        root = ["--root", line.root] if line.root else []
-        run([below.path, *root, "delete", "--force", line.id or ""], check=False)
-        cgroup.remove(str((spec.get("linux") or {}).get("cgroupsPath") or ""))
-
-
 def gather(line: Invocation, below: Runtime) -> None:
     """Bring processes that crun has left in our cgroup into the container's."""
     from cryoci.command import run
@@ -136,6 +125,14 @@ def gather(line: Invocation, below: Runtime) -> None:
         cgroup.gather(pid)
     except (OSError, ValueError, KeyError, CryociError) as e:
         failure.say(line, f"processes of {line.id} may be outside of its cgroup: {e}", level="warning")
+
+
+def confine(line: Invocation, below: Runtime, spec: dict[str, Any]) -> None:
+    """Have later `exec` filtered as before."""
+    try:
+        crun.filter_exec(below, line.root, line.id or "", spec)
+    except (OSError, CryociError) as e:
+        failure.say(line, f"exec in {line.id} will have no seccomp filter: {e}", level="warning")
 
 
 def choose(line: Invocation, launcher: str) -> str:

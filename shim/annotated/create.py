@@ -31,6 +31,7 @@ from cryoci.shim.record import Record
 _SAME = ("bundle", "console-socket")  # flags of create that restore has too
 _STRANGE = ("preserve-fds", "pidfd-socket", "config")  # flags that a restore cannot honour
 _STOPPED = "leave-stopped\n"  # criu(8): do not let them run when they are restored
+_CGROUPS = "manage-cgroups ignore\n"  # theirs is the one that the runtime makes, not that of the old id
 _GPU = "gpu.dump"  # the driver restores a GPU through threads of the processes: those must run meanwhile
 
 
@@ -55,7 +56,7 @@ def main(line: Invocation, launcher: str, spec: Mapping[str, Any]) -> int | None
         record = Record(line.root, line.id or "")
         frozen_by_criu = not (checkpoint.images / _GPU).exists()
         undo.callback(_remove, line, launcher, record, create.spec_path(line))
-        status = restore.main(again, launcher, extra=_STOPPED if frozen_by_criu else "")
+        status = restore.main(again, launcher, extra=_CGROUPS + (_STOPPED if frozen_by_criu else ""))
         if status != 0:
             return status
         with open(pid_file) as f:

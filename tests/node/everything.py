@@ -48,6 +48,8 @@ class Container:
         status = node.read(f"/proc/{subject.pid}/status").decode()
         assert "Seccomp:\t2\n" in status
         assert f"count {after['count']}" in node.sh(f"podman logs {subject.name}")
+        result = node.run([*PODMAN, "exec", subject.name, "mkdir", f"{TMPFS}/x"], check=False)
+        assert result.returncode == 1 and b"not permitted" in result.stderr  # by the seccomp profile
         result = node.run([*PODMAN, "exec", subject.name, "touch", "/x"], check=False)
         assert result.returncode == 1 and b"Read-only" in result.stderr
 

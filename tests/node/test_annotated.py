@@ -148,7 +148,6 @@ def test_what_cannot_be_fetched_or_restored(site: Site, made: Made) -> None:
     subject, reference, _ = made
     node = subject.node
     clean = leftovers(node)
-    groups = node.sh("find /sys/fs/cgroup -type d | sort")
     broken = "/srv/broken"
     node.run(["cryoci", "pull", reference, broken])
     node.run(["rm", f"{broken}/rootfs-diff.tar"])  # so a file that is open is not there
@@ -167,7 +166,7 @@ def test_what_cannot_be_fetched_or_restored(site: Site, made: Made) -> None:
         assert result.returncode != 0 and said in result.stderr.decode(), result.stderr.decode()
         subject.remove()
         assert leftovers(node) == clean
-    assert node.sh("find /sys/fs/cgroup -type d | sort") == groups
+    assert "libpod-" not in node.sh("find /sys/fs/cgroup -type d")
     node.run(["podman", "rmi", other])
     node.run(["rm", "-rf", broken])
     subject.image = site.image
