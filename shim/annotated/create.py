@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import posix
+import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cryoci.errors import PrivilegeError, RestoreError, UnsupportedError
+from cryoci.errors import ConflictError, PrivilegeError, RestoreError, UnsupportedError
 from cryoci.files import scratch
 from cryoci.shim import bundle, child, create, paths, restore, underlying, waiting
 from cryoci.shim.annotated import files, fit, hold, request
@@ -45,7 +46,8 @@ def main(line: Invocation, launcher: str, spec: Mapping[str, Any]) -> int | None
     if asked is None:
         return None
     _check(line)
-    _set_path()
+    _check_free(line, launcher)
+    _set_environment()
     with scratch("create.") as place, ExitStack() as undo:
         checkpoint = fetch(asked, place / "checkpoint")
         directory = line.options.get("bundle") or "."
@@ -92,8 +94,22 @@ def _check(line: Invocation) -> None:
             )
 
 
-def _set_path() -> None:
-    """CRI-O's monitor has no PATH on create, and runc looks for criu on it."""
+def _check_free(line: Invocation, launcher: str) -> None:
+    """What fails later is deleted, so it must not be somebody else's."""
+    path = underlying.recorded(line.root, line.id, launcher)
+    if path is None:
+        return
+    argv = [path, *line.argv[1 : line.verb_index], "state", line.id or ""]
+    if subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0:
+        raise ConflictError(
+            f"a container {line.id} exists already", hint="delete it first, or take another id"
+        )
+
+
+def _set_environment() -> None:
+    """What engines give is not for this: CRI-O's monitor has no PATH on create, and runc looks for criu on it;
+    podman's TMPDIR is swept by nobody after a crash."""
+    os.environ.pop("TMPDIR", None)
     if not paths.environment("PATH", ""):
         os.environ["PATH"] = underlying.SBIN
         posix.environ[b"PATH"] = underlying.SBIN.encode()

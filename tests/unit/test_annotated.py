@@ -345,6 +345,15 @@ def test_only_create_restores(fake: FakeNode) -> None:
     assert (bundle / "config.json").read_bytes() == before
 
 
+def test_a_container_that_exists_is_left_alone(waiting: FakeNode) -> None:
+    bundle = waiting.bundle(
+        spec={"annotations": {PLAIN: "r.example/a:1"}, "process": {}, "root": {"path": "r"}}
+    )
+    result = waiting.call("create", "-b", str(bundle), "c1")
+    assert result.returncode == 1 and b"exists already" in result.stderr
+    assert waiting.words == ["state", "c1"] and (waiting.record("c1") / "runtime").exists()
+
+
 def test_a_sandbox_and_other_annotations_are_created_as_ever(fake: FakeNode) -> None:
     fake.add("runc")
     noted = {PLAIN: "r.example/a:1", "io.kubernetes.cri.container-type": "sandbox"}
