@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +272,8 @@ def test_stopped_processes_of_a_checkpoint(tmp_path: Path) -> None:
 def test_what_restored_processes_may_do(tmp_path: Path) -> None:
     process = subprocess.Popen(["setpriv", "--bounding-set=-all,+chown", "--inh-caps=-all", "sleep", "60"])
     try:
-        while "setpriv" in Path(f"/proc/{process.pid}/cmdline").read_text():
-            pass
+        while not Path(f"/proc/{process.pid}/cmdline").read_text().startswith("sleep"):
+            time.sleep(0.01)
         hold.check(process.pid, {"process": {"capabilities": {"bounding": ["CAP_CHOWN", "CAP_NEW"]}}})
         hold.check(process.pid, {"process": {}})
         for given, said in (
