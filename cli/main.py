@@ -55,6 +55,7 @@ VERBS = {
     "gc": "Remove old checkpoint images by a policy.",
     "convert": "Turn one engine's checkpoint into another's.",
 }
+INTERNAL = ("fetch",)  # called by cryoci-runtime
 
 _FULL = "make room there, or set TMPDIR or CRYOCI_STORE to a place on a larger file system"
 
@@ -66,7 +67,7 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in VERBS:
+        if name not in VERBS and name not in INTERNAL:
             return None
         command = importlib.import_module(f"cryoci.cli.{name}").command
         assert isinstance(command, click.Command)

@@ -8,6 +8,7 @@ from before the edit stays beside the bundle as `config.json.cryoci-orig`.
 from __future__ import annotations
 
 import json
+import posix
 
 from cryoci.errors import SpaceError, UnsupportedError
 from cryoci.shim import paths, state
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ANNOTATION = "org.criu.config"
 ORIGINAL = ".cryoci-orig"
-_LIMIT = 64 << 20  # bytes of config.json
+LIMIT = 64 << 20  # bytes of config.json
 
 
 class Context:
@@ -125,6 +126,15 @@ class Edit:
         state.unlink(self.path + ORIGINAL)
 
 
+def revert(path: str) -> None:
+    """Undo the last edit of the spec at `path`, if there was one. Never raises."""
+    path = paths.follow(path)
+    try:
+        posix.rename(path + ORIGINAL, path)
+    except OSError:
+        pass
+
+
 def edit(path: str, modifiers: Sequence[Modifier], context: Context) -> Edit | None:
     """Apply `modifiers` to the spec at `path`. None when it is absent or no spec: the runtime says why.
 
@@ -133,8 +143,8 @@ def edit(path: str, modifiers: Sequence[Modifier], context: Context) -> Edit | N
     path = paths.follow(path)
     try:
         with open(path, "rb") as f:
-            original = f.read(_LIMIT + 1)
-        spec = json.loads(original) if len(original) <= _LIMIT else None
+            original = f.read(LIMIT + 1)
+        spec = json.loads(original) if len(original) <= LIMIT else None
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(spec, dict):

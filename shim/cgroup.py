@@ -93,6 +93,20 @@ def gather(pid: int) -> int:
     return moved
 
 
+def remove(path: str) -> None:
+    """Remove the cgroup of a container that is gone, by its cgroupsPath. Never raises; one in use stays.
+
+    Only cgroupfs paths: a scope of systemd's (SLICE:PREFIX:NAME) goes with its last process.
+    """
+    if path[:1] != "/" or "/../" in path + "/":
+        return
+    for directory in (f"{_MOUNT}{path}/container", _MOUNT + path):  # crun may have made the former (in pods)
+        try:
+            posix.rmdir(directory)
+        except OSError:
+            continue
+
+
 def _path(pid: int) -> str | None:
     """The cgroup v2 of a process as this cgroup namespace names it; None without, and for the root."""
     try:

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """`create` and `run`: edit the bundle, leave a record, and become the real runtime."""
 
+import json
+
 from cryoci.errors import ConflictError, SpaceError
-from cryoci.shim import bundle, state, underlying
+from cryoci.shim import bundle, paths, state, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.paths import absolute, valid_id
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime, identify
 
 MODIFIERS = [bundle.criu_config, bundle.devices]
+# What stands in every config.json that asks for a checkpoint (annotated/request.py).
+_ANNOTATED = (b"io.cryoci.restore", b"restore.criu.org/checkpoint-path.")
 
 
 def main(line: Invocation, launcher: str) -> int:
     """Create the container. Does not return but for errors, which are typed (ConfigError and others)."""
+    annotated = _annotated(line)
+    if annotated is not None:
+        from cryoci.shim.annotated import create
+
+        status = create.main(line, launcher, annotated)
+        if status is not None:
+            return status
     path = underlying.configured(launcher)
     below = identify(path)
     line = parse(line.argv, below.kind)
@@ -20,6 +31,25 @@ def main(line: Invocation, launcher: str) -> int:
         prepare(line, below)
     underlying.execute(path, line.argv)
     return 1
+
+
+def _annotated(line: Invocation) -> dict[str, object] | None:
+    """config.json, if it may ask for a checkpoint."""
+    raw = paths.read(spec_path(line), bundle.LIMIT) or b""
+    if not any(mark in raw for mark in _ANNOTATED):
+        return None
+    try:
+        spec = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None  # the runtime says what is wrong with it
+    return spec if isinstance(spec, dict) else None
+
+
+def spec_path(line: Invocation) -> str:
+    """Path of the config.json that `line` names."""
+    directory = absolute(line.options.get("bundle") or "").rstrip("/")
+    name = line.options.get("config") or "config.json"  # crun looks from inside the bundle
+    return name if name[:1] == "/" else f"{directory}/{name}"
 
 
 def prepare(
@@ -35,8 +65,6 @@ def prepare(
     context = bundle.Context(below, record.conf, images)
     known = record.exists
     directory = absolute(line.options.get("bundle") or "").rstrip("/")
-    name = line.options.get("config") or "config.json"  # crun looks from inside the bundle
-    spec_path = name if name[:1] == "/" else f"{directory}/{name}"
     try:
         record.make()
     except PermissionError:
@@ -44,7 +72,7 @@ def prepare(
     except OSError as e:
         raise storage_error(record, e) from e
     try:
-        edit = bundle.edit(spec_path, MODIFIERS, context)
+        edit = bundle.edit(spec_path(line), MODIFIERS, context)
     except Exception:
         if not known:
             record.remove()

@@ -8,13 +8,15 @@ from cryoci.shim.argv import Invocation
 from cryoci.shim.paths import bundle_directory, container_directory
 
 
-def main(line: Invocation, path: str) -> int:
+def main(line: Invocation, path: str, argv: list[str] | None = None) -> int:
     """Run the runtime at `path`; when it succeeds the record is removed. Returns its exit status.
+
+    `argv` is what the runtime gets, by default `line` word for word.
 
     The caller has found the record, so the id is valid.
     """
     # A deletion that outlives its caller does no harm, and to prevent it costs the import of ctypes.
-    status = child.run(path, line.argv, tied=False)
+    status = child.run(path, argv or line.argv, tied=False)
     if status == 0 and line.id:
         remains.remove(container_directory(line.root, line.id))
         bundle = bundle_directory(line.root, line.id)

@@ -7,7 +7,7 @@ explain, reach the real runtime word for word. This module is on the path of eve
 
 import posix
 
-from cryoci.shim import underlying
+from cryoci.shim import paths, underlying
 from cryoci.shim.argv import Invocation, parse
 
 _ADDED = ("create", "run", "checkpoint", "restore")
@@ -41,9 +41,14 @@ def run(line: Invocation, launcher: str) -> int:
 
         return restore.main(line, launcher)
     path = underlying.recorded(line.root, line.id, launcher) if line.verb else None
-    if plain and path is not None and line.verb == "delete":
-        from cryoci.shim import delete
+    if plain and path is not None:
+        if posix.access(paths.container_directory(line.root, line.id or "") + "/waiting", posix.F_OK):
+            from cryoci.shim import waiting
 
-        return delete.main(line, path)
+            return waiting.main(line, path)
+        if line.verb == "delete":
+            from cryoci.shim import delete
+
+            return delete.main(line, path)
     underlying.execute(path or underlying.lenient(launcher), line.argv)
     return 1

@@ -68,7 +68,9 @@ _cryoci_look() {
         done ;;
     *) return ;;
     esac
-    read -r _cryoci_path <"${CRYOCI_RUN:-/run/cryoci}/containers/$_cryoci_key/$1/runtime" || return
+    _cryoci_record=${CRYOCI_RUN:-/run/cryoci}/containers/$_cryoci_key/$1
+    [ -e "$_cryoci_record/waiting" ] && return
+    read -r _cryoci_path <"$_cryoci_record/runtime" || return
     case $_cryoci_path in /*) ;; *) return ;; esac
     [ -f "$_cryoci_path" ] && [ -x "$_cryoci_path" ] && ! [ "$_cryoci_path" -ef "$0" ] || return
     _cryoci_runtime=$_cryoci_path

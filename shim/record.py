@@ -7,6 +7,7 @@ The record is a directory, /run/cryoci/containers/ROOTKEY/ID/, mode 0700:
     record.json   the facts (`Record.facts`)
     criu.conf     CRIU options of the next operation; annotation org.criu.config names it
     options.json  optional: CRIU options of this container, keyed as [criu] in config.toml
+    waiting       optional: restored by `create`, and not started yet (shim/waiting.py)
     dump.log, restore.log   CRIU's last words; they outlive the record
 
 `runtime` is written last and removed first, so a record without it does not exist. A record of a

@@ -10,6 +10,7 @@ from cryoci.shim import paths, state
 
 _RECORD = (
     "runtime",
+    "waiting",
     "options.json",
     "criu.conf",
     "record.json",

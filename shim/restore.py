@@ -7,10 +7,23 @@ import dataclasses
 import json
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from cryoci.errors import CryociError, PrivilegeError
 from cryoci.files import read_json
-from cryoci.shim import bundle, cgroup, checkpoint, child, config, create, failure, operation, underlying
+from cryoci.shim import (
+    bundle,
+    cgroup,
+    checkpoint,
+    child,
+    config,
+    create,
+    crun,
+    failure,
+    operation,
+    state,
+    underlying,
+)
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import conf, images
 from cryoci.shim.criu.options import CriuOptions
@@ -28,8 +41,10 @@ if TYPE_CHECKING:
 GPU_DUMP = "gpu.dump"
 
 
-def main(line: Invocation, launcher: str) -> int:
+def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     """Restore a container; returns the runtime's exit status (the container's, without `--detach`).
+
+    `extra` are more lines for CRIU's configuration, of this restore alone.
 
     Raises PrivilegeError, NotFoundError, UnsupportedError, ConfigError, SpaceError, ImageError.
     """
@@ -49,26 +64,32 @@ def main(line: Invocation, launcher: str) -> int:
     known = record.exists
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
-    extra: dict[bytes, bytes] = {}
+    variables: dict[bytes, bytes] = {}
     settings = config.load().amd
     if amd.compare(operation.image_directory(line), settings):
         chosen = dataclasses.replace(chosen, libdir=amd.check(chosen.libdir, criu.path))
-        extra = amd.variables(settings)
-    made = create.prepare(line, below, conf.render(chosen, "restore"), operation.image_directory(line))
+        variables = amd.variables(settings)
+    text = conf.render(chosen, "restore") + extra
+    made = create.prepare(line, below, text, operation.image_directory(line))
     if made is None:  # no bundle to edit: the runtime says so
         underlying.execute(path, line.argv)
         return 1
     edit = made[1]
     status = 1
     try:
-        status = attempt(line, below, made[0], edit, chosen, extra)
+        status = attempt(line, below, made[0], edit, chosen, variables, extra)
         if status == 0 and below.kind == "crun" and line.has("detach"):
             gather(line, below)
+            confine(line, below, edit.spec)
     finally:
         if status != 0:
+            if below.kind == "crun":
+                crun.sweep(below, line.root, record.id, edit.spec)
             edit.undo()
             if not known:
                 record.remove()
+        elif extra:
+            conf.write(record.conf, chosen, "dump")
     return status
 
 
@@ -78,19 +99,20 @@ def attempt(
     record: Record,
     edit: bundle.Edit,
     chosen: CriuOptions,
-    extra: dict[bytes, bytes],
+    variables: dict[bytes, bytes],
+    extra: str,
 ) -> int:
     """Run the runtime below on a prepared bundle, and bring CUDA back; when the runtime fails, say why.
 
-    `extra` are variables for the runtime.
+    `variables` are for the runtime, `extra` lines for CRIU's configuration.
     """
     explained = False
     with gpus(line, below, record, edit) as gpu:
         if gpu is not None:
             line, chosen = gpu.prepare(line, chosen)
-            conf.write(record.conf, chosen, "restore")
+            state.write(record.conf, (conf.render(chosen, "restore") + extra).encode())
         reads_conf = bundle.points_to(edit.spec, record.conf) and below.reads_annotation
-        env = {**operation.environment(record, reads_conf=reads_conf), **extra}
+        env = {**operation.environment(record, reads_conf=reads_conf), **variables}
         if gpu is not None:
             env.update(gpu.variables())
         if not line.has("detach") and (record.facts.get("devices") or {}).get("stale"):
@@ -169,6 +191,14 @@ def pid_of(line: Invocation, below: Runtime) -> int:
             return int(f.read())
     root = ["--root", line.root] if line.root else []
     return int(json.loads(run([below.path, *root, "state", line.id or ""]).stdout)["pid"])
+
+
+def confine(line: Invocation, below: Runtime, spec: dict[str, Any]) -> None:
+    """Have later `exec` filtered as before."""
+    try:
+        crun.filter_exec(below, line.root, line.id or "", spec)
+    except (OSError, CryociError) as e:
+        failure.say(line, f"exec in {line.id} will have no seccomp filter: {e}", level="warning")
 
 
 def choose(line: Invocation, launcher: str) -> str:

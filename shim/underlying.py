@@ -13,7 +13,7 @@ import posix
 from cryoci.shim import paths
 
 DEFAULTS = ("runc", "crun")
-_SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DEPTH = b"CRYOCI_DEPTH"
 _DEEPEST = 4  # nvidia-container-runtime and its like may stand between; more is a circle
 
@@ -48,7 +48,7 @@ def is_self(path: str, launcher: str) -> bool:
 
 def search(name: str, launcher: str) -> str | None:
     """First program `name` on PATH and the usual directories that is not cryoci-runtime itself."""
-    for directory in (paths.environment("PATH", "") + ":" + _SBIN).split(":"):
+    for directory in (paths.environment("PATH", "") + ":" + SBIN).split(":"):
         path = f"{directory}/{name}"
         if directory[:1] == "/" and is_program(path) and not is_self(path, launcher):
             return path
@@ -104,7 +104,7 @@ def default(launcher: str) -> str:
     from cryoci.errors import NotFoundError
 
     raise NotFoundError(
-        f"no OCI runtime found: neither {' nor '.join(DEFAULTS)} is on PATH or in {_SBIN}",
+        f"no OCI runtime found: neither {' nor '.join(DEFAULTS)} is on PATH or in {SBIN}",
         hint=f"install runc or crun, or name one under [runtime] path in {paths.config_file()}",
     )
 

@@ -33,6 +33,9 @@ def render(options: CriuOptions, verb: Verb) -> str:
             lines += [f"{option} {v}" for v in value]
         else:
             lines.append(f"{option} {value}")
+    if verb == "dump" and options.manage_cgroups == "ignore":
+        # crun before 1.26 cannot be told to ignore them at the restore, so the image must hold none
+        lines.append("cgroup-dump-controller none")
     return "\n".join(lines) + "\n"
 
 

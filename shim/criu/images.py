@@ -25,7 +25,8 @@ def check(directory: str) -> None:
     for name in sorted(os.listdir(directory)):
         if name.startswith("pagemap-") and name.endswith(".img"):
             pages_id, pages = _read(os.path.join(directory, name))
-            needed[pages_id] = needed.get(pages_id, 0) + pages
+            # each pagemap has a pages file of its own; a second one is of an earlier dump (podman's --keep)
+            needed[pages_id] = min(pages, needed.get(pages_id, pages))
     for pages_id, pages in needed.items():
         path = os.path.join(directory, f"pages-{pages_id}.img")
         try:

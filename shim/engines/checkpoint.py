@@ -30,6 +30,7 @@ from cryoci.errors import (
     PrivilegeError,
     SpaceError,
     ToolError,
+    UnsupportedError,
 )
 from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import app, cgroup, hooked, record, rootfs, underlying
@@ -45,6 +46,7 @@ from cryoci.shim.memory import repair as memory
 
 T = TypeVar("T")
 _HELD = "held.json"
+_CONTAINERD = "/run/containerd/"  # below it containerd's shim has the --root of its runtimes
 _STOP_SECONDS = 30.0
 
 
@@ -73,6 +75,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         raise PrivilegeError("a checkpoint needs root: CRIU reads other processes' memory", hint="use sudo")
     container.must_run()
     _check_moving(container, options)
+    _check_user(container)
     done = Checkpoint(container, directory)
     before, after = (
         app.hooks(kind, container.spec.get("annotations") or {}, options.hooks) for kind in app.KINDS
@@ -157,6 +160,16 @@ def _check_moving(container: Container, options: DumpOptions) -> None:
             f"container {container.name} is removed by its engine when it stops (--rm), so its established "
             "connections cannot be moved safely",
             hint="add --leave-running, or start the container without --rm",
+        )
+
+
+def _check_user(container: Container) -> None:
+    """A dump that nobody could restore is refused."""
+    namespaces = (container.spec.get("linux") or {}).get("namespaces") or ()
+    if any(one.get("type") == "user" for one in namespaces):
+        raise UnsupportedError(
+            f"container {container.name} has a user namespace, and CRIU cannot restore such a one",
+            hint="start it without (no --userns, --uidmap)",
         )
 
 
@@ -356,7 +369,9 @@ def _end(container: Container, *, gone: bool) -> None:
     memory.abandon(record.Record(container.root, container.id))
     if container.engine == "podman":
         _await_podman(container)
-    else:
+    elif not (container.root or "").startswith(
+        _CONTAINERD
+    ):  # it deletes its own, and stumbles if they are gone
         container.call("delete", "--force", check=False)
 
 

@@ -141,7 +141,7 @@ class Subject:
     def checkpoint(self, target: str, *words: str) -> dict[str, Any]:
         """`cryoci checkpoint` of it; returns what --json says."""
         argv = ["cryoci", "checkpoint", self.name, "--output", target, "--json", *words]
-        report: dict[str, Any] = json.loads(self.node.run(argv).stdout)
+        report: dict[str, Any] = json.loads(self.node.run(argv, timeout=180).stdout)
         return report
 
     def restore(self, reference: str, *words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from tests.node import gpu
 from tests.node.conftest import Site
 from tests.node.gpu import Trainer
 from tests.node.subject import failing, leftovers
+from tests.nodes import workload
 
 pytestmark = pytest.mark.node
 _numbers = itertools.count(1)
@@ -57,6 +59,27 @@ def test_leave_running(site: Site, trainer: Trainer) -> None:
     trainer.restore(f"{site.registry}/gpu/{trainer.name}:1", on=site.b).remove()
 
 
+def test_annotated_create(site: Site, trainer: Trainer) -> None:
+    """Between create and start CUDA is back already, and the container is frozen."""
+    reference = f"{site.registry}/gpu/{trainer.name}:1"
+    trainer.cryoci("checkpoint", "-o", reference)
+    spec = json.loads(site.a.read(f"{trainer.bundle}/config.json"))
+    spec["annotations"] = {"io.cryoci.restore": reference}
+    copy = Trainer(site.b, trainer.name, devices=ONE, children=2)
+    site.b.run(["mkdir", "-p", f"{copy.bundle}/rootfs"])
+    site.b.write(f"{copy.bundle}/config.json", json.dumps(spec))
+    argv = ["cryoci-runtime", "create", "--bundle", copy.bundle, copy.name]
+    workload.detach(site.b, argv, f"{copy.bundle}.log")
+    assert copy.status == "created"
+    seen = copy.steps()
+    time.sleep(0.3)
+    assert copy.steps() == seen
+    site.b.run(["cryoci-runtime", "start", copy.name])
+    copy.runs_on()
+    assert copy.status == "running"
+    copy.remove()
+
+
 def test_in_the_foreground(site: Site, trainer: Trainer) -> None:
     """Without --detach the runtime below returns at the container's end; CUDA comes back all the same."""
     reference = f"{site.registry}/gpu/{trainer.name}:1"
@@ -82,8 +105,6 @@ def test_the_runtimes_own_verbs(site: Site, trainer: Trainer) -> None:
     node.run(["cryoci-runtime", "checkpoint", *words, trainer.name])
     assert trainer.status in ("stopped", "gone")
     node.run(["cryoci-runtime", "delete", "--force", trainer.name], check=False)
-    from tests.nodes import workload
-
     argv = ["cryoci-runtime", "restore", "--detach", "--bundle", trainer.bundle, *words, trainer.name]
     workload.detach(node, argv, f"{trainer.bundle}.log")
     trainer.runs_on()

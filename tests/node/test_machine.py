@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.node.subject import CONFIG, KINDS, Kind, Subject, runs_on
+from tests.node import commands
+from tests.node.subject import CONFIG, KINDS, TMPFS, Kind, Subject, runs_on
 from tests.nodes import workload
 from tests.nodes.machine import Machine
 
@@ -53,6 +55,62 @@ def _limits(subject: Subject) -> dict[str, str]:
         name: subject.node.read(f"/sys/fs/cgroup{group}/{name}").decode().strip()
         for name in ("memory.max", "pids.max")
     }
+
+
+def test_limits_side_by_side(loaded: Machine) -> None:
+    """Commands that need cgroup controllers say the same with cryoci-runtime (the others: test_side_by_side)."""
+
+    def side(runtime: str) -> list[commands.Answer]:
+        lines = [
+            line.replace("podman ", f"podman --runtime={runtime} ")
+            for line in commands.podman_limits(runtime)
+        ]
+        return commands.answers(loaded, lines, f"--runtime={runtime} ", runtime)
+
+    with ThreadPoolExecutor(2) as pool:
+        bare, ours = pool.map(side, ("runc", "cryoci-runtime"))
+    assert ours == bare
+    assert [answer.status for answer in bare] == [0, 0, 0, 0, 137]
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_annotated_create_with_limits(loaded: Machine, below: str) -> None:
+    """The new container's limits are in force, and its own cgroup holds all that was restored."""
+    node = loaded
+    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
+    subject = Subject(node, Kind("podman", "cryoci-runtime", below), f"limits-{below}", workload.IMAGE)
+    before = subject.start(options=("--memory=200m",))
+    subject.checkpoint(f"{subject.name}:1", "--compression=none")
+    subject.remove()
+    asked = (f"--annotation=io.cryoci.restore={subject.name}:1", f"--tmpfs={TMPFS}", "--memory=256m")
+    argv = ["podman", "--runtime=cryoci-runtime", "run", "--detach", f"--name={subject.name}", *asked]
+    node.run([*argv, workload.IMAGE, "sleep", "9"], timeout=120)
+    runs_on(before, subject.wait(before["count"] + 3))
+    assert _limits(subject)["memory.max"] == str(256 << 20)
+    assert len(subject.cgroups) == 1 and subject.id in subject.cgroups.pop()
+    subject.remove()
+    node.run(["rm", "-f", CONFIG])
+
+
+def test_pre_checkpoint(loaded: Machine) -> None:
+    """Where the kernel tracks memory: podman dumps it first, and then only what has changed."""
+    node = loaded
+    podman = ["podman", "--runtime=cryoci-runtime"]
+    subject = Subject(node, KINDS["podman+cryoci-runtime"], "pre", workload.IMAGE)
+    before = subject.start()
+    first, second = "/srv/first.tar", "/srv/second.tar"
+    checkpoint = [*podman, "container", "checkpoint", "--compress=none"]
+    node.run([*checkpoint, "--pre-checkpoint", f"--export={first}", subject.name])
+    assert subject.status == "running"
+    node.run([*checkpoint, "--with-previous", f"--export={second}", subject.name])
+    sizes = [
+        int(node.sh(f"tar -xOf {name} --wildcards '*/pages-*.img' | wc -c")) for name in (first, second)
+    ]
+    assert sizes[1] < sizes[0] / 2
+    subject.remove()
+    node.run([*podman, "container", "restore", f"--import-previous={first}", f"--import={second}"])
+    runs_on(before, subject.wait(before["count"] + 3))
+    subject.remove()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,11 @@ events_logger = "file"
 # default.conf, as RPC options win over manage-cgroups here and no runtime sets this one, nor do per-
 # container configs.
 CRIU_CONF = "cgroup-dump-controller none\n"
+# Without its name in runtime_supports_json podman reads errors as text, and gives other exit statuses.
 RUNTIMES_CONF = """\
+[engine]
+runtime_supports_json = ["crun", "runc", "kata", "runsc", "youki", "krun", "cryoci-runtime"]
+
 [engine.runtimes]
 cryoci-runtime = ["/usr/local/bin/cryoci-runtime"]
 """

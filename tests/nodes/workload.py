@@ -242,22 +242,30 @@ except OSError as e:
 """
 
 
-def ask(node: Node, path: str = "/", *, host: str = "127.0.0.1", pid: int | None = None) -> dict[str, Any]:
+def ask(
+    node: Node, path: str = "/", *, host: str = "127.0.0.1", port: int = PORT, pid: int | None = None
+) -> dict[str, Any]:
     """Ask a counter from inside a node; `pid` (in the node) names the network namespace to ask from."""
     enter = [] if pid is None else ["nsenter", "-t", str(pid), "-n"]
-    result = node.run([*enter, "python3", "-c", _ASK, f"http://{host}:{PORT}{path}"], timeout=20)
+    result = node.run([*enter, "python3", "-c", _ASK, f"http://{host}:{port}{path}"], timeout=20)
     answer: dict[str, Any] = json.loads(result.stdout)
     return answer
 
 
 def wait(
-    node: Node, count: int = 1, *, host: str = "127.0.0.1", pid: int | None = None, timeout: float = 20
+    node: Node,
+    count: int = 1,
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    pid: int | None = None,
+    timeout: float = 20,
 ) -> dict[str, Any]:
     """Ask until the counter has reached `count`; return that state. Raises after `timeout` seconds."""
     end = time.monotonic() + timeout
     while True:
         try:
-            state = ask(node, host=host, pid=pid)
+            state = ask(node, host=host, port=port, pid=pid)
             if state["count"] >= count:
                 return state
         except AssertionError:
