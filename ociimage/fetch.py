@@ -63,7 +63,7 @@ def fetch(
 
 
 def _warning(gate: Gate) -> str:
-    return (gate.verdict.warning if gate.verdict is not None else None) or ""
+    return gate.verdict.warning if gate.verdict is not None else ""
 
 
 def _check_pod(source: reference.Reference, text: str) -> None:
