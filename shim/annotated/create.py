@@ -9,7 +9,6 @@ The engine sees a create: its stdio, console socket and pid file, and a containe
 
 from __future__ import annotations
 
-import json
 import os
 import posix
 import subprocess
@@ -34,7 +33,7 @@ from cryoci.shim.record import Record
 _SAME = ("bundle", "console-socket")  # flags of create that restore has too
 _STRANGE = ("preserve-fds", "pidfd-socket", "config")  # flags that a restore cannot honour
 _STOPPED = "leave-stopped\n"  # criu(8): do not let them run when they are restored
-_CGROUPS = "manage-cgroups ignore\n"  # theirs is the one that the runtime makes, not that of the old id
+_CGROUPS = "manage-cgroups=ignore\n"  # theirs is the one that the runtime makes, not that of the old id
 _GPU = "gpu.dump"  # the driver restores a GPU through threads of the processes: those must run meanwhile
 
 
@@ -75,7 +74,6 @@ def main(line: Invocation, launcher: str, spec: Mapping[str, Any]) -> int | None
                 "the restored container cannot be frozen until its start",
                 hint="annotated create needs the freezer cgroup: create it with a cgroup of its own",
             )
-        _limit(line, launcher, spec, place / "resources.json")
         hold.check(pid, spec)
         hold.settle(pid, spec)
         waiting.mark(record.directory, checkpoint.digest or asked.reference)
@@ -146,22 +144,6 @@ def _call(line: Invocation, launcher: str, verb: str, *words: str) -> int:
         return 1
     argv = [*line.argv[: line.verb_index], verb, *words, line.id or ""]
     return child.run(path, argv)
-
-
-def _limit(line: Invocation, launcher: str, spec: Mapping[str, Any], path: Path) -> None:
-    """Set the new container's limits: runc 1.1 leaves them to CRIU, which is told to ignore the old ones."""
-    resources = (spec.get("linux") or {}).get("resources") or {}
-    wanted = {key: resources[key] for key in ("memory", "cpu", "pids") if resources.get(key)}
-    if (wanted.get("pids") or {}).get("limit", 0) <= 0:
-        wanted.pop("pids", None)
-    if not wanted:
-        return
-    path.write_text(json.dumps(wanted))
-    if _call(line, launcher, "update", "--resources", str(path)) != 0:
-        raise RestoreError(
-            "the limits of the container cannot be set on its restored processes",
-            hint="the runtime said why above; see the cgroup controllers of this node",
-        )
 
 
 def _remove(line: Invocation, launcher: str, record: Record, spec_path: str) -> None:

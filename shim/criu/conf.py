@@ -17,6 +17,9 @@ from cryoci.shim.criu.options import CriuOptions
 Verb = Literal["dump", "restore"]
 
 _SPELLING = {"log_level": "verbosity"}
+# CRIU's parser hands lines to getopt, for which an optional argument is attached (criu/config.c): with a blank
+# it would be the default, "soft".
+_ATTACHED = frozenset({"manage_cgroups"})
 _DUMP_ONLY = frozenset({"skip_in_flight", "link_remap", "ghost_limit", "timeout"})
 
 
@@ -31,6 +34,8 @@ def render(options: CriuOptions, verb: Verb) -> str:
             lines.append(option if value else f"no-{option}")
         elif isinstance(value, tuple):
             lines += [f"{option} {v}" for v in value]
+        elif name in _ATTACHED:
+            lines.append(f"{option}={value}")
         else:
             lines.append(f"{option} {value}")
     if verb == "dump" and options.manage_cgroups == "ignore":
