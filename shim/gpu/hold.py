@@ -159,6 +159,8 @@ def take(
 
         hold = Hold(record, purpose, dumps.made(management.driver, driver.version, gpus, []), {}, ours=True)
         hold.dump.criu = criu
+        given = ((record.load() or record).facts.get("devices") or {}).get("names") or []
+        hold.dump.devices = [str(name) for name in given]
         hold.running = running
 
         def note(found: list[tasks.Task]) -> None:
