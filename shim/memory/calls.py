@@ -81,7 +81,11 @@ def _scan(pagemap: int, start: int, end: int) -> list[Run]:
         count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
         for first, last, _ in struct.iter_unpack("3Q", regions.raw[: 24 * count]):
             _append(found, first, last - first)
-        start = struct.unpack_from("Q", argument, 32)[0]  # walk_end
+        # Not from `walk_end`: after more than 512 regions it is where the kernel's own buffer was full last, although
+        # all regions behind it are there (6.18, fs/proc/task_mmu.c, do_pagemap_scan).
+        if count < _REGIONS:
+            break
+        start = found[-1][0] + found[-1][1]
     return found
 
 

@@ -96,6 +96,8 @@ def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *,
                 _write(fd, buffer.view[begin:end], at)
                 at += end - begin
         stored = (at - first) // PAGE
+        if stored != flags.count(1) or len(flags) != key.pages:
+            raise OSError(14, f"the kernel's account of the memory of process {pid} contradicts itself")
         head = _HEAD.pack(
             MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages, stored, first, int(digest), 0
         )

@@ -65,7 +65,7 @@ def test_restore_of_a_pin_that_differs(site: Site, saved: dict[str, str], name: 
 
 def container_name(site: Site, reference: str) -> str:
     described = json.loads(site.b.run(["cryoci", "inspect", "--json", reference]).stdout)
-    return str(described["facts"]["container.name"])
+    return str(described["container"]["name"])
 
 
 BLOBS = "/srv/registry/docker/registry/v2/blobs/sha256"

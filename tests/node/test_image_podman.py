@@ -94,7 +94,7 @@ def test_buildah_backend_makes_the_same_content(other: NamespaceNode, place: str
             )
         )
         shown = json.loads(other.sh(f"cryoci inspect --plain-http --json {target}"))
-        assert shown["digest"] == report["digest"] and shown["container_name"] == "c"
+        assert shown["digest"] == report["digest"] and shown["container"]["name"] == "c"
         assert shown["annotations"]["io.podman.annotations.checkpoint.runtime.name"] == "runc"
         out = f"/var/tmp/out-{report['digest'][7:19]}"
         other.sh(f"cryoci pull -q --plain-http {target} {out} && diff -r /var/tmp/same {out}")

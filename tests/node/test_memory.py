@@ -170,7 +170,7 @@ def test_every_byte_is_there_again_and_nothing_ran_without(
         mosaic.delete()
         mosaic.restore()
         mosaic.must_be_as_before()
-        assert mosaic.journal() is None
+        assert mosaic.journal() is None, failed.stderr.decode()
         assert not node.sh(f"ls /run/cryoci/containers/default/{mosaic.name} | grep images || true")
 
 
@@ -226,7 +226,7 @@ def test_a_failed_dump_gives_the_memory_back(node: NamespaceNode) -> None:
         argv = ["cryoci-runtime", "checkpoint", "--image-path", mosaic.images, mosaic.name]
         failed = node.run(argv, check=False)
         assert failed.returncode != 0
-        assert mosaic.journal() is None
+        assert mosaic.journal() is None, failed.stderr.decode()
         assert mosaic.moved() == []
         mosaic.must_be_as_before()
 
@@ -239,7 +239,7 @@ def test_a_directory_that_is_too_small_changes_nothing(node: NamespaceNode) -> N
             failed = node.run(argv, check=False)
             assert failed.returncode != 0
             assert b"MiB free" in failed.stderr
-            assert mosaic.journal() is None
+            assert mosaic.journal() is None, failed.stderr.decode()
         finally:
             node.sh(f"umount {mosaic.images}")
         mosaic.must_be_as_before()
@@ -308,7 +308,7 @@ def test_kill_9_of_criu_leaves_the_container_running(node: NamespaceNode, second
         path = "/srv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         failed = node.run(argv, check=False, env={"PATH": path})
         assert failed.returncode != 0
-        assert mosaic.journal() is None
+        assert mosaic.journal() is None, failed.stderr.decode()
         mosaic.must_be_as_before()
 
 
@@ -317,5 +317,5 @@ def test_a_container_that_dies_meanwhile_leaves_no_journal(node: NamespaceNode) 
         node.write("/srv/dies/criu", "#!/bin/sh\npkill -9 -f mosaic.py; sleep 0.1; exit 1\n", mode=0o755)
         argv = ["cryoci-runtime", "checkpoint", "--image-path", mosaic.images, mosaic.name]
         assert node.run(argv, check=False, env={"PATH": "/srv/dies:/usr/sbin:/usr/bin"}).returncode != 0
-        assert mosaic.journal() is None
+        assert mosaic.journal() is None, failed.stderr.decode()
         assert mosaic.moved() == []

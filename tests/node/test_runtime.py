@@ -183,7 +183,11 @@ def test_damaged_image_is_explained_and_undone(node: NamespaceNode, kind: str) -
     assert last["level"] == "error" and f"restore of {name} failed" in last["msg"]
     assert node.sh(f"ls {base}-2").split() == ["config.json", "rootfs"]
     assert "org.criu.config" not in node.read(f"{base}-2/config.json").decode()
-    assert node.sh(f"ls /run/cryoci/containers/default/{name}").split() == ["dump.log", "restore.log"]
+    assert node.sh(f"ls /run/cryoci/containers/default/{name}").split() == [
+        "dump.log",
+        "restore-attempt.log",
+        "restore.log",
+    ]
     assert node.run([kind, "state", name], check=False).returncode != 0
 
 

@@ -205,3 +205,24 @@ def test_settings_have_their_defaults() -> None:
         {"memory": {"engine": "parallel", "threshold": "1G", "chunk": "1M", "threads": 3}}
     ).memory
     assert (found.parallel, found.threshold, found.chunk, found.threads) == (True, 1 << 30, 1 << 20, 3)
+
+
+@pytest.mark.parametrize("pages", [1, 511, 512, 513, 4095, 4096, 4097, 9000])
+def test_scattered_pages_are_listed_once(pages: int) -> None:
+    """More regions than the kernel's buffer, or ours, holds: each page once, as PyTorch's heap has them."""
+    import ctypes
+
+    size = pages * 2 * PAGE
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    anchor = ctypes.c_char.from_buffer(area)
+    start = ctypes.addressof(anchor)
+    for page in range(pages):
+        area[2 * page * PAGE] = 1
+    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        found = calls.present(pagemap, start, start + size)
+    finally:
+        os.close(pagemap)
+    assert found == [(start + 2 * page * PAGE, PAGE) for page in range(pages)]
+    del anchor
