@@ -7,6 +7,7 @@ The same steps serve the ordinary end of a checkpoint that leaves its container 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 
 from cryoci.errors import ConflictError, CryociError, RestoreError
@@ -15,6 +16,8 @@ from cryoci.shim.memory import capture, fill, find, freezer, guard, index, injec
 from cryoci.shim.memory.journal import Journal, Member
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
+
+_SETTLE = 5.0  # seconds
 
 
 def repair(record: Record) -> str | None:
@@ -71,9 +74,17 @@ def forget(record: Record, found: Journal) -> None:
         keep(found.directory, False)
 
 
+def _quiet(pid: int) -> bool:
+    return freezer.stopped(pid) and find.status(pid).get("TracerPid") == "0"
+
+
 def _fill(found: Journal, threads: int) -> None:
     alive = [member for member in found.members if member.alive]
+    deadline = time.monotonic() + _SETTLE
     for member in alive:
+        # threads that a killed CRIU held are on their way back into their stop
+        while not _quiet(member.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
         if not freezer.stopped(member.pid):
             raise ConflictError(
                 f"process {member.pid} was continued by somebody while its memory was away",
