@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m bench.gpu_checkpoint [--gib 12 40]`: a whole GPU container to tmpfs and back, by each way of memory.
 
-As root on a machine with an NVIDIA GPU, PyTorch, criu and runc (tests/gpu/kit.py). In one run, in turns: CRIU carries the
-memory (the plain path), then cryoci does, with and without digests. Every step prints at once.
+As root on a machine with an NVIDIA GPU, PyTorch, criu and runc (tests/gpu/kit.py). In one run, in turns: CRIU
+carries the memory (the plain path), then cryoci does, with and without digests. Every step prints at once.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
         lines = [
             f"{management.gpus()[0].name}, driver {management.driver}, Linux {platform.release()}; runc, tmpfs",
             "",
-            "| on the GPU, GB | memory by | checkpoint, s | of it the driver | of it the dump | restore and two steps, s |",
+            "| on the GPU, GB | memory by | checkpoint, s | the driver, s | the dump, s | restore and two steps, s |",
             "|---:|---|---:|---:|---:|---:|",
         ]
     for gib in asked.gib:
