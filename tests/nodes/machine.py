@@ -33,6 +33,10 @@ KERNEL_PACKAGES = ("busybox-static", "linux-image-cloud-amd64")
 DISK_MIB = 16384  # sparse
 CHANNELS = 6  # commands that can run at the same time
 GUEST = Path(__file__).with_name("guest.py")
+SHORT, PATIENCE = (
+    10.0,
+    3.0,
+)  # what takes long may take longer still here; shorter limits are meant as they are
 BOOT_TIMEOUT = 120.0  # seconds; 15 are usual, software emulation on a busy machine takes longer
 # The only module that is needed before the root file system is there.
 _INIT = """#!/bin/sh
@@ -167,6 +171,8 @@ class Machine(Node):
     ) -> Result:
         if not self.alive:
             raise NodeError(f"machine {self.name} is not running")
+        if timeout is not None and timeout >= SHORT:
+            timeout *= PATIENCE
         channel = self._channels.get(timeout=timeout)
         try:
             return channel.execute(argv, input, timeout, env)
