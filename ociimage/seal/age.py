@@ -159,4 +159,8 @@ def _encode(data: bytes) -> bytes:
 
 
 def _decode(text: bytes) -> bytes:
-    return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    """Raises ValueError, also for spare bits that are not zero (age's specification: canonical base64)."""
+    data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    if _encode(data) != text:
+        raise ValueError("not canonical base64")
+    return data

@@ -20,7 +20,9 @@ SOURCE = Path(__file__).with_name("driver.c")
 WORKLOAD = Path(__file__).with_name("workload.py")
 NAMES = ("libcuda.so.1", "libnvidia-ml.so.1")
 CHIP = "Fake H200"
-UUIDS = tuple(f"GPU-{n:08x}-0000-4000-8000-{n:012x}" for n in range(1, 5))
+# Each test worker has GPUs of its own: the fake sees all processes below it, those of the others' nodes too.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+UUIDS = tuple(f"GPU-{n:08x}-{_WORKER:04x}-4000-8000-{n:012x}" for n in range(1, 5))
 MEMORY = 64 << 20
 
 

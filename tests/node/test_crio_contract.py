@@ -126,6 +126,14 @@ def crio() -> Iterator[NamespaceNode]:
         yield cluster.start("node")
 
 
+def logged(node: NamespaceNode, path: str, text: str) -> None:
+    """Wait for `text` in a log that conmon writes, which reads its pipe when it comes to it."""
+    deadline = time.monotonic() + 20
+    while text not in (said := node.read(path).decode()):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("below", ["runc", "crun"])
 def test_checkpoint_and_restore(crio: NamespaceNode, below: str) -> None:
     node = crio
@@ -165,7 +173,7 @@ def test_checkpoint_and_restore(crio: NamespaceNode, below: str) -> None:
     assert two.state["status"] == "running" and two.state["pid"] == pid
     after = workload.wait(node, before["count"] + 3, pid=pid)
     assert (after["boot"], after["memory_sha256"]) == (before["boot"], before["memory_sha256"])
-    assert f" count {after['count']}\n" in node.read(f"{two.directory}/log").decode()
+    logged(node, f"{two.directory}/log", f" count {after['count']}\n")
     assert two.end() == "0"
     assert "runtime" not in records(node)
 
@@ -204,7 +212,7 @@ def test_annotated_create(crio: NamespaceNode, below: str) -> None:
     after = workload.wait(node, before["count"] + 3, pid=pid)
     runs_on(before, after)
     assert after["hostname"] == "pod"
-    assert f" count {after['count']}\n" in node.read(f"{two.directory}/log").decode()
+    logged(node, f"{two.directory}/log", f" count {after['count']}\n")
     assert two.end() == "0"
 
     stranger = Container(node, f"stranger-{below}", below, {**noted, "io.kubernetes.pod.namespace": "other"})
