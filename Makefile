@@ -57,7 +57,8 @@ test: check ## check, then every test that this machine can run
 	if [ "$$(id -u)" = 0 ]; then \
 	    $(BIN)/pytest -m machine || { echo "make: once more, what failed in emulated machines"; \
 	        $(BIN)/pytest -m machine --last-failed || failed=1; }; fi; \
-	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || failed=1; \
+	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || { echo "make: once more, alone, what failed beside others"; \
+	    $(BIN)/pytest -m "not machine" --last-failed || failed=1; }; \
 	exit $$failed
 
 test-gpu: ## the suite on this machine's real NVIDIA GPU (root; needs PyTorch, criu, runc, crun)

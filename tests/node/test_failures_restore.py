@@ -253,7 +253,8 @@ def test_a_restore_that_is_told_to_end(site: Site, saved: dict[str, str], name: 
                 kind = SHIM if name == "podman" else KINDS["runc"]
                 Subject(site.b, kind, container_name(site, saved[name]), restored=True).remove()
             else:
-                assert process.returncode in (143, -15)  # the latter before it had begun
+                said = process.stderr.read().decode() if process.stderr else ""
+                assert process.returncode in (143, -15), said  # the latter before it had begun
 
 
 @both
