@@ -10,9 +10,9 @@ import pytest
 from cryoci.errors import CryociError, SpaceError, UnsupportedError, UsageError
 from cryoci.shim.gpu.nvml import Gpu, uuid_bytes
 from cryoci.shim.gpu.select import Wanted, choose, pairs, parse_map
-from tests.fakegpu.build import UUIDS
 
-A, B, C, D = UUIDS
+# Not those of the worker (fakegpu.build): they are part of the tests' names, which all workers must agree on.
+A, B, C, D = (f"GPU-{n:08x}-0000-4000-8000-{n:012x}" for n in range(1, 5))
 
 
 def gpu(uuid: str, index: int, free: int = 10, name: str = "H200", mig: bool = False) -> Gpu:
