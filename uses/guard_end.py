@@ -16,7 +16,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError
 from cryoci.files import read_json
 from cryoci.shim import record
-from cryoci.shim.engines import podman
+from cryoci.shim.engines import podman, processes
 from cryoci.shim.engines.container import Container
 
 How = Literal["crashed", "finished", "stopped", "removed", "moved", "restarted"]
@@ -45,7 +45,7 @@ def end(container: Container, pid: int, pidfd: int) -> End:
 
 def _being_moved(container: Container) -> bool:
     try:
-        held = read_json(Path(record.Record(container.root, container.id).directory) / "held.json")
+        held = read_json(Path(record.Record(container.root, container.id).directory) / processes.HELD)
         return Path(f"/proc/{int(held['pid'])}").exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False

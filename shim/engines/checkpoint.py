@@ -45,7 +45,6 @@ from cryoci.shim.gpu.hold import Hold, image_facts
 from cryoci.shim.memory import repair as memory
 
 T = TypeVar("T")
-_HELD = "held.json"
 _CONTAINERD = "/run/containerd/"  # below it containerd's shim has the --root of its runtimes
 _STOP_SECONDS = 30.0
 
@@ -81,7 +80,9 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         app.hooks(kind, container.spec.get("annotations") or {}, options.hooks) for kind in app.KINDS
     )
     owed = [after]  # to a container that is not ended
-    with ExitStack() as undo, _exclusive(container) as journal:
+    kept = Path(record.Record(container.root, container.id).directory)
+    with ExitStack() as undo, processes.exclusive(kept, f"checkpoint of container {container.name}"):
+        journal = kept / processes.HELD
         _make(directory)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         _check_space(container, directory, options)
@@ -171,19 +172,6 @@ def _check_user(container: Container) -> None:
             f"container {container.name} has a user namespace, and CRIU cannot restore such a one",
             hint="start it without (no --userns, --uidmap)",
         )
-
-
-@contextmanager
-def _exclusive(container: Container) -> Iterator[Path]:
-    """Only one checkpoint of a container at a time; yields the path of the journal."""
-    directory = Path(record.Record(container.root, container.id).directory)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with processes.lock(directory / "checkpoint.lock") as locked:
-        if not locked:
-            raise ConflictError(
-                f"another checkpoint of container {container.name} is under way", hint="wait for it to end"
-            )
-        yield directory / _HELD
 
 
 def _was_paused(container: Container, journal: Path) -> bool:

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from cryoci.command import run
-from cryoci.errors import CheckpointError, ConflictError, CryociError, PrivilegeError, RestoreError
+from cryoci.errors import CheckpointError, ConflictError, CryociError, RestoreError
 from cryoci.shim import config
 from cryoci.shim.engines import processes
 from cryoci.shim.engines.container import Container
@@ -73,7 +72,6 @@ def park(container: Container) -> Parked:
 
     Raises ConflictError, UnsupportedError, SpaceError, CudaError; the container runs on then.
     """
-    _need_root()
     with _exclusive(container):
         left = holds.load(_record(container))
         if left is not None and left[0].purpose == "park" and left[1] and container.status == "paused":
@@ -104,7 +102,6 @@ def unpark(container: Container) -> Parked:
 
     Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError, RestoreError.
     """
-    _need_root()
     with _exclusive(container):
         left = holds.load(_record(container))
         if left is None:
@@ -142,12 +139,11 @@ def repair(container: Container) -> str:
 
     Raises ConflictError while an operation is under way, CudaError and RestoreError when it cannot be done.
     """
-    _need_root()
     with _exclusive(container) as directory:
         moved = memory.repair(_record(container))  # first: CUDA restores into memory that is there
         done = [moved] if moved else []
         left = holds.load(_record(container))
-        frozen_by_us = directory / "held.json"
+        frozen_by_us = directory / processes.HELD
         parked = left is not None and left[0].purpose == "park" and left[1]
         if parked and container.status == "paused":
             return "it is parked, as it was asked for"
@@ -210,22 +206,11 @@ def _pause(container: Container, wanted: bool) -> None:
         container.call("pause" if wanted else "resume")
 
 
-@contextmanager
-def _exclusive(container: Container) -> Iterator[Path]:
-    directory = Path(_record(container).directory)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with processes.lock(directory / "checkpoint.lock") as locked:
-        if not locked:
-            raise ConflictError(
-                f"another operation on container {container.name} is under way", hint="wait for it to end"
-            )
-        yield directory
+def _exclusive(container: Container) -> AbstractContextManager[Path]:
+    return processes.exclusive(
+        Path(_record(container).directory), f"operation on container {container.name}"
+    )
 
 
 def _record(container: Container) -> Record:
     return Record(container.root, container.id)
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise PrivilegeError("GPUs are given free and taken back by root", hint="use sudo")

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cryoci.errors import ConflictError
 from cryoci.shim.cgroup import tree
+
+HELD = "held.json"  # in a container's record while a checkpoint holds it frozen
 
 
 def private_memory(pid: int) -> int:
@@ -26,6 +29,19 @@ def private_memory(pid: int) -> int:
             if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")):
                 total += int(line.split()[1]) << 10
     return total
+
+
+@contextmanager
+def exclusive(directory: Path, what: str) -> Iterator[Path]:
+    """Only one operation at a time on the container whose record is `directory` (made here; yielded).
+
+    Raises ConflictError, which says that another `what` is under way.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock(directory / "checkpoint.lock") as locked:
+        if not locked:
+            raise ConflictError(f"another {what} is under way", hint="wait for it to end")
+        yield directory
 
 
 @contextmanager

@@ -57,12 +57,12 @@ def dumping(
         "checkpoint",
         lock_seconds=lock_seconds,
         images=images,
-        criu=criu,
         running=lambda: runtime_below.thawed(line, below),
     )
     try:
         yield Dumping(held)
         if held is not None and os.path.isfile(images + "/inventory.img"):
+            held.dump.criu = criu
             held.dump.write(images)
     finally:
         if held is not None:

@@ -13,7 +13,7 @@ answer, or why not. It calls this two or three times for each process of a conta
 Installed as a link named cuda-checkpoint, it works from a source tree and from site-packages.
 """
 
-import posix
+import os
 import sys
 
 USAGE = """\
@@ -167,22 +167,15 @@ def _pairs(asked: dict[str, str]) -> dict[bytes, bytes] | None:
 
 def _find_package() -> None:
     """Put the directory of package cryoci first on sys.path, from this file's own real path."""
-    path = __file__ if __file__[:1] == "/" else posix.getcwd() + "/" + __file__
-    for _ in range(40):
-        try:
-            target = posix.readlink(path)
-        except OSError:
-            break
-        path = target if target[:1] == "/" else path.rpartition("/")[0] + "/" + target
-    gpu = path.rpartition("/")[0]
+    gpu = os.path.dirname(os.path.realpath(__file__))  # os is there: ctypes needs it too
     for root in (gpu + "/../..", gpu + "/../../.."):
         try:
-            posix.stat(root + "/cryoci/shim/gpu/cuda.py")
+            os.stat(root + "/cryoci/shim/gpu/cuda.py")
         except OSError:
             continue
         sys.path.append(root)
         return
-    raise SystemExit(f"cuda-checkpoint: no package cryoci beside {path}; reinstall cryoci")
+    raise SystemExit(f"cuda-checkpoint: no package cryoci beside {gpu}; reinstall cryoci")
 
 
 if __name__ == "__main__":

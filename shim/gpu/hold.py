@@ -124,7 +124,6 @@ def take(
     *,
     lock_seconds: float,
     images: str | None = None,
-    criu: int = 0,
     running: Running = nothing,
 ) -> Hold | None:
     """Bring the CUDA processes of the container out of their GPUs; None when it has none.
@@ -151,14 +150,9 @@ def take(
         driver = helper.open_driver(persistent=all(gpu.persistence for gpu in gpus))
 
         def find() -> list[tasks.Task]:
-            found = tasks.cuda(driver, init)
-            used = management.used_by()
-            for task in found:
-                task.vram = used.get(task.pid, {})
-            return found
+            return tasks.cuda(driver, init, management.used_by())
 
         hold = Hold(record, purpose, dumps.made(management.driver, driver.version, gpus, []), {}, ours=True)
-        hold.dump.criu = criu
         given = ((record.load() or record).facts.get("devices") or {}).get("names") or []
         hold.dump.devices = [str(name) for name in given]
         hold.running = running

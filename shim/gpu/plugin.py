@@ -104,10 +104,7 @@ def dumping(
     check_build(libdir, criu)
     driver = Driver()
     with nvml.opened() as management:
-        found = tasks.cuda(driver, pid)
-        used = management.used_by()
-        for task in found:
-            task.vram = used.get(task.pid, {})
+        found = tasks.cuda(driver, pid, management.used_by())
         gpus = preflight.seen(management, pid)
         preflight.check(management, driver, pid, found, gpus)
         preflight.check_host_memory(pid, found, images)

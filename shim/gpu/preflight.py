@@ -73,7 +73,7 @@ def check_host_memory(init: int, tasks: Sequence[Task], images: str | None) -> N
 
     With `images` (a directory) on a file system that is memory it is needed there once more.
     """
-    need = int(vram(tasks) * _MARGIN)
+    need = host_memory(tasks)
     available = available_memory()
     if images is not None and in_memory(images):
         if need * 2 > available:
@@ -95,6 +95,11 @@ def check_host_memory(init: int, tasks: Sequence[Task], images: str | None) -> N
             "the kernel would kill it in the middle",
             hint="raise its memory limit by what it holds on its GPUs (podman update --memory)",
         )
+
+
+def host_memory(tasks: Sequence[Task]) -> int:
+    """Bytes of host memory that what `tasks` hold on GPUs takes on its way."""
+    return int(vram(tasks) * _MARGIN)
 
 
 def vram(tasks: Sequence[Task]) -> int:

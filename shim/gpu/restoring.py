@@ -29,7 +29,6 @@ from cryoci.shim.runtime import Runtime
 MAP_ANNOTATION = "io.cryoci.device-map"
 MAP_VARIABLE = "CRYOCI_DEVICE_MAP"
 _POLL = 0.01  # seconds
-_MARGIN = 1.1
 
 
 class Plan:
@@ -60,7 +59,7 @@ def plan(images: str, spec: dict[str, Any]) -> Plan | None:
                 f"driver {management.driver} cannot restore on another GPU than the checkpoint's",
                 hint="install driver 580 (CUDA 13.0) or newer, or restore on the same GPU",
             )
-    need, free = int(preflight.vram(dump.tasks) * _MARGIN), preflight.available_memory()
+    need, free = preflight.host_memory(dump.tasks), preflight.available_memory()
     if need > free:
         raise SpaceError(
             f"the checkpoint brings {need >> 20} MiB of GPU memory, and this node has {free >> 20} MiB of memory free",

@@ -59,8 +59,10 @@ def look(pid: int) -> Task:
     return Task(pid, stat[1], inner, comm)
 
 
-def cuda(driver: Driver, init: int) -> list[Task]:
-    """The CUDA processes of the container whose first process is `init`. Raises CudaError.
+def cuda(driver: Driver, init: int, used: Mapping[int, dict[str, int]] | None = None) -> list[Task]:
+    """The CUDA processes of the container whose first process is `init`, with `used` (nvml.used_by) of each.
+
+    Raises CudaError.
 
     The driver is asked only about processes that have its library mapped, which every CUDA process has.
     """
@@ -68,9 +70,11 @@ def cuda(driver: Driver, init: int) -> list[Task]:
     for pid in members(init):
         if maps_library(pid) and driver.restore_thread(pid) is not None:
             try:
-                found.append(look(pid))
+                task = look(pid)
             except ProcessLookupError:
                 continue  # it ended meanwhile
+            task.vram = (used or {}).get(pid, {})
+            found.append(task)
     return found
 
 
