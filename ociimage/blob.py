@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +15,7 @@ from cryoci.errors import IntegrityError
 from cryoci.ociimage.manifest import Descriptor, digest_of
 
 CHUNK = 1 << 20  # bytes of one read
+HASHERS = 4  # threads: two transfers, each with a digest of what is in it
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,13 @@ class Fetched:
 
 
 class Source(Protocol):
-    """Bytes that can be read again from the start, which is how a broken transfer goes on."""
+    """Bytes that can be read again from the start, which is how a broken transfer goes on.
+
+    `name` is what a later push of the same calls it by; empty when there can be no such push.
+    """
+
+    @property
+    def name(self) -> str: ...
 
     def open(self) -> Iterator[bytes]:
         """The bytes, in chunks."""
@@ -42,6 +51,8 @@ class Source(Protocol):
 
 class Bytes:
     """A small Source."""
+
+    name = ""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -56,6 +67,7 @@ class Opened:
     """A Source made of a function."""
 
     opener: Callable[[], Iterator[bytes]]
+    name: str = ""
 
     def open(self) -> Iterator[bytes]:
         """What the function returns."""
@@ -97,14 +109,42 @@ class Store(Protocol):
 
 def verified(chunks: Iterable[bytes], descriptor: Descriptor) -> Iterator[bytes]:
     """`chunks`, followed by IntegrityError unless they had the descriptor's size and digest."""
-    digest, size = hashlib.sha256(), 0
+    digest, size = Digest(), 0
     for chunk in chunks:
         size += len(chunk)
         if size > descriptor.size:
             break
         digest.update(chunk)
         yield chunk
-    check(f"sha256:{digest.hexdigest()}", size, descriptor)
+    check(digest.result(), size, descriptor)
+
+
+class Digest:
+    """sha256 beside other work: `update` waits for the piece before, and leaves its own to another thread."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pending: Future[None] | None = None
+
+    def update(self, data: bytes | memoryview) -> Future[None]:
+        """Add `data`, which must not change until the future that is returned is done."""
+        self._wait()
+        self._pending = _hashers().submit(self._hash.update, data)
+        return self._pending
+
+    def result(self) -> str:
+        """`sha256:<hex>` of all that was added."""
+        self._wait()
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
+@functools.cache
+def _hashers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(HASHERS, "cryoci-sha256")
 
 
 def check(digest: str, size: int, descriptor: Descriptor) -> None:

@@ -8,7 +8,6 @@ is that of larger frames (measured: within 0.02 %), memory stays small, and the 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import os
 import threading
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoci.errors import ImageError, UsageError
-from cryoci.ociimage import adaptive, archive, manifest, tar, zstd
+from cryoci.ociimage import adaptive, archive, blob, manifest, tar, zstd
 
 FRAME = 2 << 20  # bytes of tar per compressed frame
 BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
@@ -199,14 +198,15 @@ class Writer:
 
     def open(self) -> Iterator[bytes]:
         """Compressed frames in order. Raises ImageError when a file changes under our hands, OSError."""
-        digest = hashlib.sha256()
+        digest = blob.Digest()
         spare: list[bytearray] = []
-        pending: deque[tuple[Future[bytes], Future[object], memoryview, bytearray]] = deque()
+        pending: deque[tuple[Future[bytes], Future[None] | None, memoryview, bytearray]] = deque()
 
         def take() -> bytes:
             compressed, hashed, view, buffer = pending.popleft()
             result = compressed.result()
-            hashed.result()
+            if hashed is not None:
+                hashed.result()
             self._shown += len(view)
             self._advance(len(view))
             view.release()
@@ -215,19 +215,14 @@ class Writer:
 
         self._advance(-self._shown)
         self._shown = 0
-        hashing: Callable[[memoryview], object] = digest.update if self._digested else len
-        hasher = ThreadPoolExecutor(1, "cryoci-hash")
-        try:
-            for view, buffer in self._frames(spare):
-                hashed = hasher.submit(hashing, view)
-                pending.append((self._pool.submit(view), hashed, view, buffer))
-                if len(pending) == DEPTH:
-                    yield from self._timed(take)
-            while pending:
+        for view, buffer in self._frames(spare):
+            hashed = digest.update(view) if self._digested else None
+            pending.append((self._pool.submit(view), hashed, view, buffer))
+            if len(pending) == DEPTH:
                 yield from self._timed(take)
-        finally:
-            hasher.shutdown(wait=True, cancel_futures=True)
-        self.diff_id = f"sha256:{digest.hexdigest()}" if self._digested else ""
+        while pending:
+            yield from self._timed(take)
+        self.diff_id = digest.result() if self._digested else ""
 
     def _timed(self, take: Callable[[], bytes]) -> Iterator[bytes]:
         """One frame; the pool hears how long it was waited for, and how long its taker was busy with it."""

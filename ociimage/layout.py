@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -107,19 +106,19 @@ class Layout:
             advance(expected.size)
             return blob.Stored(expected.digest, expected.size, 0)
         temporary = self._blobs / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-        digest, size = hashlib.sha256(), 0
+        digest, size = blob.Digest(), 0
         try:
             with open(temporary, "xb", buffering=0) as file:
                 os.fchmod(file.fileno(), 0o600)
                 for chunk in source.open():
+                    digest.update(chunk)
                     view = memoryview(chunk)
                     while view:
                         view = view[file.write(view) :]
-                    digest.update(chunk)
                     size += len(chunk)
                     advance(len(chunk))
                 os.fsync(file.fileno())
-            name = f"sha256:{digest.hexdigest()}"
+            name = digest.result()
             if expected is not None:
                 blob.check(name, size, expected)
             known = self.has_blob(name, size)

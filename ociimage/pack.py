@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,7 +95,7 @@ def push(
     store = stores.open_store(ref, registry_options, create=True)
     plans = layers.plan(checkpoint)
     seal = _seal(encrypt_to, codec, plans)
-    with store.session():
+    with store.session(), _remembering(store, directory, compression, again=not (seal or codec.auto)):
         with layers.Pool(codec) as pool:
             done = _put_layers(store, plans, pool, directory, progress or Silent(), seal)
         config = ImageConfig(
@@ -127,6 +128,15 @@ def push(
         str(ref),
         sum(part.size for part in parts if not part.sent),
     )
+
+
+def _remembering(
+    store: Layout | Registry, directory: Path, compression: str, *, again: bool
+) -> AbstractContextManager[None]:
+    """What lets a push to a registry be taken up; only layers that come out the same `again` can be."""
+    if not again or not isinstance(store, Registry):
+        return nullcontext()
+    return store.remembering(f"{directory.resolve()} {compression}")
 
 
 def _seal(recipients: Recipients | None, codec: layers.Compression, plans: list[layers.Plan]) -> Seal | None:
@@ -193,7 +203,8 @@ def _put_layers(
         if seal is not None:
             sealer = seal.sealer(plan.title)
             opener = lambda: sealer.seal(writer.open())  # noqa: E731
-        stored = store.put_blob(blob.Opened(lambda: stop.guard(opener())), None, lambda n: None)
+        source = blob.Opened(lambda: stop.guard(opener()), plan.title)
+        stored = store.put_blob(source, None, lambda n: None)
         progress.done(token)
         return stored, writer
 

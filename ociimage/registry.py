@@ -17,7 +17,8 @@ import requests
 import urllib3
 
 from cryoci.errors import IntegrityError, RegistryError
-from cryoci.ociimage import blob, strictjson, transport, upload
+from cryoci.ociimage import blob, journal, strictjson, transport, upload
+from cryoci.ociimage.journal import Journal
 from cryoci.ociimage.manifest import (
     INDEX,
     INDEX_TYPES,
@@ -46,6 +47,16 @@ class Registry:
         self.transport = transport.Transport(ref.host, ref.repository, options or RegistryOptions())
         self._path = f"/v2/{ref.repository}"
         self._streams = True
+        self._journal: Journal | None = None
+
+    @contextmanager
+    def remembering(self, what: str) -> Iterator[None]:
+        """Keep an account of the push of `what`, so that one that does not end is taken up by the next.
+
+        What was sent is skipped when the registry has it and the source gives the same again.
+        """
+        with journal.opened(f"{self.host}/{self.repository}", what) as self._journal:
+            yield
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -86,17 +97,30 @@ class Registry:
         if expected is not None and self.has_blob(expected.digest, expected.size):
             advance(expected.size)
             return blob.Stored(expected.digest, expected.size, 0)
+        if expected is None and (known := self._sent_before(source)) is not None:
+            return known
         chunks = source.open()
         first, complete = _start(chunks)
         if complete:
             return self._put_small(first, expected, advance)
-        transfer = upload.Upload(self.transport, self._path, source, expected, advance)
+        transfer = upload.Upload(self.transport, self._path, source, expected, advance, self._journal)
         if self._streams:
             try:
                 return transfer.stream(_chain(first, chunks))
             except upload.RefusedError:
                 self._streams = False
         return transfer.monolithic()
+
+    def _sent_before(self, source: blob.Source) -> blob.Stored | None:
+        """What a push that did not end has sent, if the registry has it and `source` still is the same."""
+        known = self._journal.stored(source.name) if self._journal is not None and source.name else None
+        if known is None or not self.has_blob(known.digest, known.size):
+            return None
+        digest, size = blob.Digest(), 0
+        for chunk in source.open():
+            digest.update(chunk)
+            size += len(chunk)
+        return known if (digest.result(), size) == (known.digest, known.size) else None
 
     def _put_small(
         self, data: bytes, expected: Descriptor | None, advance: Callable[[int], None]
@@ -110,9 +134,7 @@ class Registry:
         what = f"upload blob {digest}"
         answer = self.transport.request("POST", f"{self._path}/blobs/uploads/", ok=(202,), what=what)
         url = self.transport.trusted(upload.location(answer))
-        self.transport.request(
-            "PUT", url, params={"digest": digest}, data=data, headers=upload.OCTETS, ok=(201, 204), what=what
-        )
+        upload.commit(self.transport, self._path, url, digest, what, data)
         advance(len(data))
         return blob.Stored(digest, len(data), len(data))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from cryoci.ociimage import annotations as families
@@ -66,7 +67,8 @@ def copy(
         seen.done(token)
         return stored
 
-    with store.session():
+    remembering = store.remembering("blobs") if isinstance(store, Registry) else nullcontext()
+    with store.session(), remembering:
         unique = {part.digest: part for part in (found.manifest.config, *found.manifest.layers)}
         parts = parallel.each(move, list(unique.values()))
         inside = None if found.index else name

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -11,6 +11,7 @@ import requests
 
 from cryoci.errors import ImageError, NotFoundError, RegistryError
 from cryoci.ociimage import blob, transport
+from cryoci.ociimage.journal import Journal
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.transport import LostError
 
@@ -24,7 +25,10 @@ class RefusedError(Exception):
 
 
 class Upload:
-    """One blob on its way up, over however many connections it takes."""
+    """One blob on its way up, over however many connections it takes.
+
+    With `journal` a push that did not end is taken up where its registry says that it stands.
+    """
 
     def __init__(
         self,
@@ -33,73 +37,76 @@ class Upload:
         source: blob.Source,
         expected: Descriptor | None,
         advance: Callable[[int], None],
+        journal: Journal | None = None,
     ) -> None:
         self._http = http
         self._path = path
         self._source = source
         self._expected = expected
         self._advance = advance
-        self._hash = hashlib.sha256()
+        self._name = expected.digest if expected else source.name
+        self._journal = journal if self._name else None
+        self._hash = blob.Digest()
         self._size = 0  # bytes that the source has given in this round
         self._shown = 0  # bytes that progress knows of
         self._what = f"upload blob {expected.digest}" if expected else "upload a layer"
 
     def stream(self, chunks: Iterator[bytes]) -> blob.Stored:
         """POST, PATCH (again from where it broke, if need be), PUT."""
-        url, offset, sent = self._begin(), 0, 0
-        for attempt in range(self._http.options.attempts):
+        url, offset = self._take_up()
+        foreign = offset  # bytes of a push before this one, which may have been of other content
+        sent, tries = 0, 0
+        while True:
+            tries += 1
             try:
                 answer = self._http.request(
                     "PATCH",
                     url,
                     ok=(202, 204, *_NO_PATCH),
                     what=self._what,
-                    data=self._counted(chunks, offset),
-                    headers=OCTETS,
+                    data=self._body(chunks, offset),
+                    headers=self._range(offset),
                 )
                 if answer.status_code in _NO_PATCH:
-                    if attempt == 0 or answer.status_code != 404:
-                        self._cancel(url)
+                    if (tries == 1 and not foreign) or answer.status_code != 404:
                         raise RefusedError
-                    url, offset = self._begin(), 0
-                    chunks = self._again()
-                    continue
+                    raise LostError(f"{self._what}: the registry has forgotten it", 404, 0.0)
                 sent += self._size - offset
                 return self._commit(self._http.trusted(location(answer)), sent)
             except LostError as e:
-                if attempt == self._http.options.attempts - 1:
-                    self._cancel(url)
+                if tries >= self._http.options.attempts:
+                    if self._journal is None:
+                        self._cancel(url)
                     raise
-                transport.sleep(e.pause if e.pause is not None else 0.5 * 2**attempt)
+                transport.sleep(e.pause if e.pause is not None else 0.5 * 2 ** (tries - 1))
                 sent += max(0, self._size - offset)
                 url, offset = self._resume(url)
-                chunks = self._again()
-            except BaseException:
+            except (RegistryError, NotFoundError):
                 self._cancel(url)
+                if not foreign:
+                    raise
+                foreign = 0
+                url, offset = self._begin(), 0
+            except BaseException as e:
+                if self._journal is None or isinstance(e, (ImageError, RefusedError)):
+                    self._cancel(url)
                 raise
-        raise AssertionError
+            chunks = self._again()
 
     def monolithic(self) -> blob.Stored:
         """POST and one PUT with its length; the source is read once more first, for digest and length."""
         for chunk in self._again():
             self._hash.update(chunk)
             self._size += len(chunk)
-        digest, size = f"sha256:{self._hash.hexdigest()}", self._size
+        digest, size = self._hash.result(), self._size
         if self._expected is not None:
             blob.check(digest, size, self._expected)
         for attempt in range(self._http.options.attempts):
             url = self._begin()
             try:
-                self._http.request(
-                    "PUT",
-                    url,
-                    params={"digest": digest},
-                    ok=(201, 204),
-                    what=self._what,
-                    data=_Sized(self._counted(self._again(), 0), size),
-                    headers=OCTETS,
-                )
-                return blob.Stored(digest, size, size)
+                body = _Sized(self._counted(self._again(), 0, blob.CHUNK), size)
+                commit(self._http, self._path, url, digest, self._what, body)
+                return self._ended(blob.Stored(digest, size, size))
             except LostError as e:
                 if attempt == self._http.options.attempts - 1:
                     raise
@@ -108,14 +115,31 @@ class Upload:
 
     def _begin(self) -> str:
         answer = self._http.request("POST", f"{self._path}/blobs/uploads/", ok=(202,), what=self._what)
-        return self._http.trusted(location(answer))
+        url = self._http.trusted(location(answer))
+        if self._journal is not None:
+            self._journal.begun(self._name, url)
+        return url
+
+    def _take_up(self) -> tuple[str, int]:
+        """The upload of a push that did not end, and how much of it there is; else a new one."""
+        known = self._journal.upload(self._name) if self._journal is not None else None
+        return (self._begin(), 0) if known is None else self._resume(self._http.trusted(known))
 
     def _again(self) -> Iterator[bytes]:
-        self._hash, self._size = hashlib.sha256(), 0
+        self._hash, self._size = blob.Digest(), 0
         return self._source.open()
 
-    def _counted(self, chunks: Iterator[bytes], skip: int) -> Iterator[memoryview]:
-        """`chunks` from byte `skip` on; all of them are hashed."""
+    def _body(self, chunks: Iterator[bytes], skip: int) -> Iterator[memoryview]:
+        """What is sent from byte `skip` on: with its length where that is known, which spares a copy."""
+        if self._expected is None:
+            return self._counted(chunks, skip, PIECE)
+        left = max(0, self._expected.size - skip)
+        return _Sized(self._counted(chunks, skip, blob.CHUNK, left), left)
+
+    def _counted(
+        self, chunks: Iterator[bytes], skip: int, piece: int, most: int = sys.maxsize
+    ) -> Iterator[memoryview]:
+        """`chunks` from byte `skip` on, at most `most` bytes of it; all of them are hashed."""
         while (chunk := self._read(chunks)) is not None:
             self._hash.update(chunk)
             start = max(0, min(len(chunk), skip - self._size))
@@ -123,9 +147,18 @@ class Upload:
             if self._size > self._shown:
                 self._advance(self._size - self._shown)
                 self._shown = self._size
-            view = memoryview(chunk)[start:]
-            for i in range(0, len(view), PIECE):  # urllib3 copies each piece: small ones stay in the cache
-                yield view[i : i + PIECE]
+            view = memoryview(chunk)[start:][:most]
+            most -= len(view)
+            for i in range(0, len(view), piece):  # urllib3 copies chunks: small ones stay in the cache
+                yield view[i : i + piece]
+        if self._expected is not None and self._size < self._expected.size:
+            blob.check(self._hash.result(), self._size, self._expected)
+
+    def _range(self, offset: int) -> dict[str, str]:
+        """The headers of a PATCH. distribution-spec wants the range, which is known when the size is."""
+        if self._expected is None or offset >= self._expected.size:
+            return OCTETS
+        return {**OCTETS, "Content-Range": f"{offset}-{self._expected.size - 1}"}
 
     def _read(self, chunks: Iterator[bytes]) -> bytes | None:
         try:
@@ -147,16 +180,42 @@ class Upload:
             return self._begin(), 0
 
     def _commit(self, url: str, sent: int) -> blob.Stored:
-        digest = f"sha256:{self._hash.hexdigest()}"
+        digest = self._hash.result()
         if self._expected is not None:
             blob.check(digest, self._size, self._expected)
-        self._http.request(
-            "PUT", url, params={"digest": digest}, ok=(201, 204), what=self._what, headers=OCTETS
-        )
-        return blob.Stored(digest, self._size, sent)
+        commit(self._http, self._path, url, digest, self._what)
+        return self._ended(blob.Stored(digest, self._size, sent))
+
+    def _ended(self, stored: blob.Stored) -> blob.Stored:
+        if self._journal is not None:
+            self._journal.ended(self._name, stored.digest, stored.size)
+        return stored
 
     def _cancel(self, url: str) -> None:
         cancel(self._http, url)
+
+
+def commit(
+    http: transport.Transport,
+    path: str,
+    url: str,
+    digest: str,
+    what: str,
+    body: bytes | Iterator[memoryview] | None = None,
+) -> None:
+    """The PUT that ends an upload. One whose answer was lost has ended it all the same, so the blob is looked for."""
+    try:
+        http.request(
+            "PUT", url, params={"digest": digest}, data=body, headers=OCTETS, ok=(201, 204), what=what
+        )
+    except (RegistryError, NotFoundError):
+        try:
+            http.request("HEAD", f"{path}/blobs/{digest}", ok=(200,), what=what)
+        except (RegistryError, NotFoundError):
+            pass
+        else:
+            return
+        raise
 
 
 def cancel(http: transport.Transport, url: str) -> None:

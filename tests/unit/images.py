@@ -11,12 +11,14 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -139,7 +141,10 @@ class Proxy:
     """In front of a registry at `upstream`. Hooks may be set at any time.
 
     `before(request)` may answer by itself (return True). `body(request, data)` may change what the registry
-    answered; `cut` counts down body bytes of PATCH requests until the connection breaks.
+    answered; `cut` counts down body bytes of PATCH requests until the connection breaks. A PATCH of more than
+    `stall` bytes sets `stalled` and waits for `go_on`. `up` counts the body bytes that went to the registry.
+    With `forgiving` an upload's status is given for any address of it, as registries since distribution 3 do
+    (the 2.8 behind this one ends an upload that is asked for by an old address).
     """
 
     def __init__(self, upstream: str) -> None:
@@ -148,6 +153,12 @@ class Proxy:
         self.before: Callable[[Request], bool] = lambda request: False
         self.body: Callable[[Request, bytes], bytes] = lambda request, data: data
         self.cut: int | None = None
+        self.stall = sys.maxsize
+        self.stalled, self.go_on = threading.Event(), threading.Event()
+        self.up = 0
+        self.forgiving = False
+        self.lost = 0  # the number of the request from now whose answer does not arrive
+        self._uploads: dict[str, str] = {}
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -178,13 +189,22 @@ class Proxy:
         if self.before(request):
             return
         data, broken = self._read(handler)
+        path = request.path
+        upload = path.partition("?")[0]
+        if self.forgiving and request.method == "GET":
+            path = self._uploads.get(upload, path)
+        self.up += len(data)
         connection = http.client.HTTPConnection(self.upstream, timeout=30)
         headers = {k: v for k, v in handler.headers.items() if k.lower() != "transfer-encoding"}
         headers["Content-Length"] = str(len(data))
-        connection.request(request.method, request.path, data, headers)
+        connection.request(request.method, path, data, headers)
         answer = connection.getresponse()
+        if "/blobs/uploads/" in (location := answer.headers.get("Location", "")):
+            where = urlsplit(location)
+            self._uploads[where.path] = f"{where.path}?{where.query}"
         content = self.body(request, answer.read())
-        if broken:
+        self.lost -= 1
+        if broken or self.lost == 0:
             request.hang_up()
             return
         handler.send_response(answer.status)
@@ -205,6 +225,10 @@ class Proxy:
                 return data, True  # the client hung up
             data += handler.rfile.read(size)
             handler.rfile.readline()
+            if len(data) > self.stall:
+                self.stall = sys.maxsize
+                self.stalled.set()
+                self.go_on.wait(30)
             if self.cut is not None and len(data) > self.cut:
                 data, self.cut = data[: self.cut], None
                 return data, True
@@ -252,4 +276,5 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CRYOCI_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("CRYOCI_LIB", str(tmp_path / "lib"))
     os.makedirs(tmp_path / "home", exist_ok=True)

@@ -326,6 +326,88 @@ def test_a_killed_push_goes_on_with_what_is_missing(proxy: Proxy, source: Path, 
     assert tree_of(tmp_path / "out") == tree_of(source)
 
 
+@pytest.mark.parametrize("forgiving", [True, False], ids=["kept", "forgotten"])
+def test_a_killed_push_of_a_directory_goes_on(proxy: Proxy, tmp_path: Path, forgiving: bool) -> None:
+    """The layer that was under way goes on at its byte where the registry keeps it; what was there is not sent."""
+    source = make_checkpoint(tmp_path / "ck", pages=40 << 20)
+    shutil.copyfile(source / "checkpoint/core-1.img", source / "checkpoint/pages-2.img")
+    with open(source / "checkpoint/pages-2.img", "ab") as file:
+        file.write(os.urandom(9 << 20))
+    name = ref(f"{proxy.host}/killed/{'kept' if forgiving else 'forgotten'}:1")
+    proxy.forgiving = forgiving
+    proxy.stall = 12 << 20  # the second layer is below that
+    words = [sys.executable, "-m", "cryoci.cli.main", "push", str(source), str(name)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert proxy.stalled.wait(60)
+    end = time.monotonic() + 30
+    while not (done := _noted(tmp_path / "lib/pushes")) & {"checkpoint/pages-2.img"}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "checkpoint/pages-1.img" not in done
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    proxy.go_on.set()
+    time.sleep(0.5)  # the registry takes in what was on its way
+    first, proxy.up = proxy.up, 0
+    proxy.log.clear()
+    pushed = image.push(source, name)
+    parts = {layer.holds: layer.size for layer in image.inspect(name).layers}
+    before = sum(size for holds, size in parts.items() if holds in done)
+    small = 64 << 10  # manifests, the config, and layers that lie below `registry.SMALL`
+    if forgiving:
+        assert parts["checkpoint/pages-1.img"] > first - before > 12 << 20
+        assert abs(first + proxy.up - sum(parts.values())) < small
+        assert sum(method == "PATCH" for method, _ in proxy.log) == 1
+    else:
+        assert abs(proxy.up - parts["checkpoint/pages-1.img"]) < small
+    assert pushed.skipped >= parts["checkpoint/pages-2.img"]
+    assert not list((tmp_path / "lib/pushes").iterdir())
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(source)
+
+
+def test_a_directory_that_changed_after_a_kill(
+    proxy: Proxy, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_sleep: list[float]
+) -> None:
+    """What is taken up is of other bytes by now: the registry's check finds it, and all of it is sent anew."""
+    proxy.forgiving = True
+    name = ref(f"{proxy.host}/killed/changed:1")
+    proxy.cut = 300_000
+    with pytest.raises(CryociError):
+        image.push(small, name, registry_options=RegistryOptions(attempts=1))
+    assert _uploads(tmp_path / "lib/pushes")
+    with open(small / "checkpoint/pages-1.img", "r+b") as file:
+        file.write(b"other")
+    image.push(small, name)
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(small)
+
+
+def _noted(place: Path) -> set[str]:
+    """The layers that ended, by the journals in `place`."""
+    lines = [json.loads(line) for path in place.glob("*") for line in path.read_text().splitlines()]
+    return {line["name"] for line in lines if "digest" in line}
+
+
+def _uploads(place: Path) -> list[str]:
+    return [line for path in place.glob("*") for line in path.read_text().splitlines() if '"upload"' in line]
+
+
+def test_an_answer_that_is_lost_after_the_deed(
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
+) -> None:
+    """The registry has done what each request asked, and the connection breaks before it says so."""
+    place = f"{proxy.host}/lost"
+    count = requests_of(proxy, lambda: image.push(small, ref(f"{place}/count:1")))
+    for number in range(1, count + 1):
+        proxy.lost = number
+        pushed = image.push(small, name := ref(f"{place}/{number}:1"))
+        assert image.inspect(name).digest == pushed.digest
+    assert proxy.lost <= 0
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(small)
+
+
 def test_what_stays_wrong_is_told_once(proxy: Proxy, source: Path, no_sleep: list[float]) -> None:
     """A registry that keeps other bytes than it was given is found out when the tag is read back."""
     proxy.body = lambda request, data: (
