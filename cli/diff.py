@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("diff", short_help="Show what changed between two checkpoints.")
@@ -16,6 +16,7 @@ from cryoci.cli import output
 @click.option("--cmd", is_flag=True, help="Compare command lines and environments too. Fetches memory.")
 @click.option("--fetch", is_flag=True, help="Fetch layers that do not say what they hold, however large.")
 @click.option("--show-unchanged", is_flag=True, help="List what is the same, too.")
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 def command(
@@ -30,9 +31,14 @@ def command(
     """
     from cryoci.ociimage import difference, reference, report
 
+    identities, options = sealing.identities(where), output.options(**where)
     first, second = (
         report.inspect(
-            reference.parse(text), memory=cmd, everything=fetch, registry_options=output.options(**where)
+            reference.parse(text),
+            memory=cmd,
+            everything=fetch,
+            registry_options=options,
+            identities=identities,
         )
         for text in (before, after)
     )
@@ -42,7 +48,12 @@ def command(
         return
     for one in (first, second):
         if not one.complete:
-            click.echo(f"{one.reference} has layers that were not fetched: add --fetch", err=True)
+            add = (
+                "--decrypt-key"
+                if any(x.media_type.endswith("+encrypted") for x in one.layers)
+                else "--fetch"
+            )
+            click.echo(f"{one.reference} has layers that were not fetched: add {add}", err=True)
     click.echo(f"memory {found.memory:+d} bytes, in all {found.total:+d} bytes")
     signs = {"added": "+", "removed": "-", "changed": "~", "same": " "}
     for change in found.changes:

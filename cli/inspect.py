@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("inspect", short_help="Show what a checkpoint holds.")
@@ -22,6 +22,7 @@ from cryoci.cli import output
 @click.option("--env", is_flag=True, help="Show environments. Fetches memory; they may hold secrets.")
 @click.option("--all", "show_all", is_flag=True, help="All of the above but --env.")
 @click.option("--fetch", is_flag=True, help="Fetch layers that do not say what they hold, however large.")
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
@@ -29,7 +30,8 @@ def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
 
     Of an image only its manifest and its small first layer are read, so this is quick for any size; memory
     is fetched only for --cmd and --env. The last part compares the checkpoint with this node. --json prints
-    everything that was read (docs/schema/inspect.json).
+    everything that was read (docs/schema/inspect.json). Of an encrypted image only the manifest is shown without a
+    key (--decrypt-key, --decrypt-command).
 
     \b
     Examples:
@@ -44,6 +46,7 @@ def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
     everything, env, pid, fetch = (rest.pop(key) for key in ("show_all", "env", "pid", "fetch"))
     shown = {key: value or everything for key, value in shown.items()}
     here = node.here()
+    identities = sealing.identities(rest)
     found = []
     for text in references:
         found.append(
@@ -53,6 +56,7 @@ def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
                 memory=shown["cmd"] or env,
                 everything=fetch,
                 registry_options=output.options(**rest),
+                identities=identities,
             )
         )
     if as_json:

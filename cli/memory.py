@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("memory", short_help="Look into the memory of a checkpoint.")
@@ -35,6 +35,7 @@ from cryoci.cli import output
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write raw bytes to a file.",
 )
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 def command(ref: str, as_json: bool, **rest: Any) -> None:
@@ -56,8 +57,10 @@ def command(ref: str, as_json: bool, **rest: Any) -> None:
     from cryoci.ociimage import memparse, reference
 
     options = output.options(**{k: rest.pop(k) for k in ("plain_http", "tls_verify", "ca_file", "authfile")})
+    identities = sealing.identities(rest)
     wanted = memparse.Wanted(**rest)
-    with memparse.opened(reference.parse(ref), wanted, registry_options=options) as found:
+    source = reference.parse(ref)
+    with memparse.opened(source, wanted, registry_options=options, identities=identities) as found:
         if as_json:
             output.emit_json(found.to_json())
         elif found.written is not None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("show", short_help="Show checkpoints, a line each.")
 @click.argument("references", metavar="REF...", nargs=-1, required=True)
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 def command(references: tuple[str, ...], as_json: bool, **where: Any) -> None:
@@ -24,8 +25,11 @@ def command(references: tuple[str, ...], as_json: bool, **where: Any) -> None:
     """
     from cryoci.ociimage import reference, report
 
-    options = output.options(**where)
-    found = [report.inspect(reference.parse(text), registry_options=options) for text in references]
+    identities, options = sealing.identities(where), output.options(**where)
+    found = [
+        report.inspect(reference.parse(text), registry_options=options, identities=identities)
+        for text in references
+    ]
     if as_json:
         output.emit_json([report.overview(one) for one in found])
         return

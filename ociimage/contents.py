@@ -14,6 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryoci.errors import ImageError, NotFoundError
 from cryoci.ociimage import annotations as families
@@ -24,6 +25,9 @@ from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, Reference
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities
 
 MAX_FIRST = 64 << 20  # bytes, compressed: a first layer up to this is fetched for its descriptions
 GPU = "checkpoint/gpu.dump"  # docs/gpu.dump.schema.json
@@ -85,11 +89,13 @@ def opened(
     everything: bool = False,
     place: Path | None = None,
     registry_options: RegistryOptions | None = None,
+    identities: Identities | None = None,
 ) -> Iterator[Contents]:
     """The files of a checkpoint that `keep` accepts, for the time of a with block.
 
     `everything` fetches layers that do not say what they hold, however large. `place` is the directory for a
-    scratch copy, by default the system's. Raises NotFoundError, ImageError, IntegrityError, SpaceError,
+    scratch copy, by default the system's. `identities` open what is encrypted; without any it is left out. Raises
+    TrustError when none of them fits, NotFoundError, ImageError, IntegrityError, SpaceError,
     RegistryError.
     """
     if isinstance(ref, DirectoryRef):
@@ -101,10 +107,11 @@ def opened(
         if isinstance(ref, ArchiveRef) and not ociarchive.looks_like(ref.path):
             yield _archive(ref, directory, keep)
         elif isinstance(ref, ArchiveRef):
-            yield _saved(ref, directory, keep)
+            yield _saved(ref, directory, keep, identities)
         else:
             store = stores.open_store(ref, registry_options)
-            yield _image(store, stores.source_name(ref, store), directory, keep, everything)
+            name = stores.source_name(ref, store)
+            yield _image(store, name, directory, keep, everything, identities)
 
 
 def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> Contents:
@@ -129,37 +136,45 @@ def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> C
     return Contents(directory, extractor.sizes, fetched=size)
 
 
-def _saved(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> Contents:
+def _saved(
+    ref: ArchiveRef, directory: Path, keep: Callable[[str], bool], identities: Identities | None
+) -> Contents:
     """A saved image; containerd's own kind is unpacked as a whole."""
     with ociarchive.scratch_layout() as layout:
         index = unpack.load_one(ref, layout)
         if index is not None and ctr.is_checkpoint(index):
             ctr.unpack(layout, index, directory)
             return Contents(directory, {f.name: f.size for f in archive.validate(directory).files})
-        return _image(layout, unpack.LOADED, directory, keep, True)
+        return _image(layout, unpack.LOADED, directory, keep, True, identities)
 
 
 def _image(
-    store: Layout | Registry, name: str, directory: Path, keep: Callable[[str], bool], everything: bool
+    store: Layout | Registry,
+    name: str,
+    directory: Path,
+    keep: Callable[[str], bool],
+    everything: bool,
+    identities: Identities | None,
 ) -> Contents:
     found = stores.resolve(store, name)
     layers = found.manifest.layers
     result = Contents(directory, digest=found.top.digest)
     with _extractor(directory, keep) as extractor, _pool() as pool:
-        for number, layer in enumerate(layers):
+        openers = unpack.openers_of(layers, identities) if identities else [iter for _ in layers]
+        for number, (layer, opener) in enumerate(zip(layers, openers, strict=True)):
             unpack.check_type(layer)
-            if layer.media_type.endswith(ENCRYPTED):
+            if layer.media_type.endswith(ENCRYPTED) and not identities:
                 result.complete, result.sealed = False, True
                 continue
             kind = layer.annotations.get(families.LAYER_KIND, "")
             if archive.allowed(kind):
                 if keep(kind):
-                    _fetch(store, layer, extractor, pool)
+                    _fetch(store, layer, extractor, pool, opener)
                     result.fetched += layer.size
                 elif raw := families.number(layer.annotations.get(families.LAYER_RAW_SIZE)):
                     result.sizes[kind] = max(0, raw - _overhead(kind))
             elif everything or (number == 0 and layer.size <= MAX_FIRST):
-                _fetch(store, layer, extractor, pool)
+                _fetch(store, layer, extractor, pool, opener)
                 result.fetched += layer.size
             else:
                 result.complete = False
@@ -173,11 +188,16 @@ def _extractor(directory: Path, keep: Callable[[str], bool]) -> extract.Extracto
 
 
 def _fetch(
-    store: Layout | Registry, layer: Descriptor, extractor: extract.Extractor, pool: Executor
+    store: Layout | Registry,
+    layer: Descriptor,
+    extractor: extract.Extractor,
+    pool: Executor,
+    opener: unpack.Opener,
 ) -> None:
     incoming = inflate.ahead(store.open_blob(layer))
     try:
-        extractor.extract(inflate.inflate(incoming, pool, limit=unpack.raw_limit(layer, sys.maxsize)))
+        content = inflate.inflate(opener(incoming), pool, limit=unpack.raw_limit(layer, sys.maxsize))
+        extractor.extract(content)
     finally:
         incoming.close()
 

@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryoci import files
-from cryoci.errors import ConflictError, UsageError
+from cryoci.errors import ConflictError, TrustError, UsageError
 from cryoci.ociimage import contents
 from cryoci.ociimage.criu import memory, processes
 from cryoci.ociimage.criu.memory import PAGE, Area, Match, Memory
 from cryoci.ociimage.reference import DirectoryRef, Reference
 from cryoci.ociimage.transport import RegistryOptions
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities
 
 MAX_PATTERN = 4096  # bytes of one match
 
@@ -125,7 +128,11 @@ def _match(match: Match) -> dict[str, str]:
 
 @contextmanager
 def opened(
-    ref: Reference, wanted: Wanted, *, registry_options: RegistryOptions | None = None
+    ref: Reference,
+    wanted: Wanted,
+    *,
+    registry_options: RegistryOptions | None = None,
+    identities: Identities | None = None,
 ) -> Iterator[Answer]:
     """Ask `wanted` of the checkpoint at `ref`; answers are read for as long as the with block runs.
 
@@ -137,7 +144,12 @@ def opened(
     pattern = wanted.pattern()
     if wanted.target is not None and os.path.lexists(wanted.target):
         raise ConflictError(f"{wanted.target} exists", hint="name another file, or remove it")
-    with _fetched(ref, wanted.pid if not wanted.maps else None, registry_options) as found:
+    with _fetched(ref, wanted.pid if not wanted.maps else None, registry_options, identities) as found:
+        if found.sealed:
+            raise TrustError(
+                f"{ref} is encrypted, and no key was given",
+                hint="give --decrypt-key FILE of one of its recipients",
+            )
         answer = Answer(wanted)
         if wanted.pid is None:
             answer.processes = tuple(_rows(found))
@@ -158,7 +170,10 @@ def opened(
 
 @contextmanager
 def _fetched(
-    ref: Reference, pid: int | None, registry_options: RegistryOptions | None
+    ref: Reference,
+    pid: int | None,
+    registry_options: RegistryOptions | None,
+    identities: Identities | None,
 ) -> Iterator[contents.Contents]:
     """The descriptions and, with `pid`, its pages files; nothing is copied out of a directory."""
     if isinstance(ref, DirectoryRef):
@@ -167,7 +182,12 @@ def _fetched(
         return
     keep: Callable[[str], bool] = contents.is_description
     if pid is not None:
-        with contents.opened(ref, everything=True, registry_options=registry_options) as found:
+        with contents.opened(
+            ref, everything=True, registry_options=registry_options, identities=identities
+        ) as found:
+            if found.sealed:
+                yield found
+                return
             wanted = {run.pages for run in memory.runs(found.images, pid)}
 
         def keep(name: str) -> bool:
@@ -175,7 +195,12 @@ def _fetched(
 
     with files.scratch("memory.") as place:
         with contents.opened(
-            ref, keep, everything=True, place=place, registry_options=registry_options
+            ref,
+            keep,
+            everything=True,
+            place=place,
+            registry_options=registry_options,
+            identities=identities,
         ) as found:
             yield found
 

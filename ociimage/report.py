@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryoci.errors import CryociError, ImageError
 from cryoci.ociimage import archive, catalog, compat, contents, strictjson
@@ -19,8 +19,11 @@ from cryoci.ociimage.criu.processes import Mount, Process, Statistics
 from cryoci.ociimage.reference import LayoutRef, Reference, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities
+
 VERSION = 1  # of the JSON form
-_SEALED = "its layers are encrypted: `cryoci pull --decrypt-key KEY` it to a directory, and look at that"
+_SEALED = "its layers are encrypted: this is what its manifest says, and --decrypt-key FILE shows the rest"
 _MAX_LINE = 64 << 10  # bytes of a command line or environment
 
 
@@ -96,12 +99,14 @@ def inspect(
     memory: bool = False,
     everything: bool = False,
     registry_options: RegistryOptions | None = None,
+    identities: Identities | None = None,
 ) -> Report:
     """Look at a checkpoint, wherever it lies, without restoring any of it.
 
     Memory is fetched only with `memory` (for command lines and environments); layers that do not say what
-    they hold only with `everything`. What is damaged inside of a checkpoint that can be read otherwise is
-    in `problems`. Raises NotFoundError, ImageError, IntegrityError, RegistryError.
+    they hold only with `everything`; encrypted ones only with `identities` that open them. What is damaged inside
+    of a checkpoint that can be read otherwise is in `problems`. Raises NotFoundError, ImageError, IntegrityError,
+    TrustError, RegistryError.
     """
     image = None
     if isinstance(ref, (LayoutRef, RegistryRef)):
@@ -112,7 +117,11 @@ def inspect(
 
     keep = with_memory if memory else contents.is_description
     with contents.opened(
-        ref, keep, everything=everything or memory, registry_options=registry_options
+        ref,
+        keep,
+        everything=everything or memory,
+        registry_options=registry_options,
+        identities=identities,
     ) as found:
         return _report(ref, found, image, node, memory)
 

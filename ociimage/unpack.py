@@ -90,7 +90,7 @@ def pull(
         )
     stores.read_config(store, found.manifest)
     layers = found.manifest.layers
-    openers = _openers(layers, identities)
+    openers = openers_of(layers, identities)
     with staged(directory) as stage:
         with extract.Extractor(stage) as extractor, ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool:
             _get_layers(store, layers, openers, extractor, pool, stage, progress or Silent())
@@ -148,7 +148,8 @@ def check_type(layer: Descriptor) -> None:
         raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}")
 
 
-def _openers(layers: Sequence[Descriptor], identities: Identities | None) -> Sequence[Opener]:
+def openers_of(layers: Sequence[Descriptor], identities: Identities | None) -> Sequence[Opener]:
+    """What makes each blob the compressed tar that it holds. Raises TrustError when no identity opens it."""
     for layer in layers:
         check_type(layer)
     if not any(layer.media_type.endswith(ENCRYPTED) for layer in layers):

@@ -36,6 +36,7 @@ from tests.unit.images import (  # noqa: F401
     registry,
     tree_of,
 )
+from tests.unit.test_ociimage_shelf import real  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
 SECRET = b"the secret that must not be seen"
@@ -84,6 +85,35 @@ def test_there_and_back(registry: str, secret: Path, tmp_path: Path, identity: P
     assert shown["container"]["name"] == "counter" and "encrypted" in shown["problems"][0]
     assert len(shown["problems"]) == 1 and shown["complete"] is False
     assert all(layer["media_type"].endswith("tar+zstd+encrypted") for layer in shown["layers"])
+
+
+def test_looking_into_a_sealed_image(real: Path, tmp_path: Path, identity: Path, to: Recipients) -> None:
+    """The verbs that look need the key as a restore does; without it they say what the manifest says, and why."""
+    for name in ("a", "b"):
+        image.push(real, LayoutRef(tmp_path / "layout", name), encrypt_to=to)
+    place, key = f"oci:{tmp_path}/layout:a", ("--decrypt-key", str(identity))
+    found = json.loads(cryoci("inspect", "--json", "--cmd", *key, place).stdout)
+    assert found["complete"] and found["problems"] == []
+    assert found["words"][0]["command"] == ["run", "--fast"] and len(found["processes"]) == 1
+    plain = json.loads(cryoci("inspect", "--json", "--cmd", str(real)).stdout)
+    assert found["processes"] == plain["processes"] and found["sizes"]["memory"] == plain["sizes"]["memory"]
+    (shown,) = json.loads(cryoci("show", "--json", *key, place).stdout)
+    assert shown["sizes"]["memory"] > 0
+    words = ("memory", "--json", "--pid", "1", "--search", "secret")
+    (match,) = json.loads(cryoci(*words, *key, place).stdout)["matches"]
+    assert match["text"] == "secret"
+    changes = json.loads(cryoci("diff", "--json", *key, place, f"oci:{tmp_path}/layout:b").stdout)["changes"]
+    assert changes == []
+    without = cryoci("inspect", place)
+    assert without.exit_code == 0 and "--decrypt-key" in without.output and "secret" not in without.output
+    assert "--decrypt-key" in cryoci("diff", place, place).stderr
+    for refused in (cryoci(*words, place), cryoci("memory", place)):
+        assert isinstance(refused.exception, TrustError) and "--decrypt-key" in (
+            refused.exception.hint or ""
+        )
+    age.generate(tmp_path / "other.txt")
+    wrong = cryoci("inspect", "--decrypt-key", str(tmp_path / "other.txt"), place)
+    assert isinstance(wrong.exception, TrustError)
 
 
 def test_without_a_key_nothing_is_fetched_or_left(
