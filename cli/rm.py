@@ -20,7 +20,7 @@ def command(images: tuple[str, ...], ignore: bool, as_json: bool, quiet: bool, *
     """Remove each IMAGE: NAME in the local store, oci:LAYOUT:NAME, or HOST/REPO:TAG.
 
     A layout frees the blobs that no other image needs at once. A registry must allow deletion, and frees
-    space at its own garbage collection.
+    space at its own garbage collection. With the last name of an image its signatures and attestations go too.
 
     \b
     Examples:

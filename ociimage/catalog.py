@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What images there are and what they are, from manifests and metadata layers alone; and removing them."""
+"""What images there are and what they are, from manifests and metadata layers alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cryoci.errors import ConflictError, CryociError, ImageError, NotFoundError, RegistryError
+from cryoci.errors import CryociError, NotFoundError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, extract, inflate, referrers, stores, unpack
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import ENCRYPTED, Descriptor, Index
+from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
@@ -115,68 +115,6 @@ def list_images(
             return []
         raise
     return [_summary(store, name) for name in store.names() if not referrers.is_referrer_tag(name)]
-
-
-def remove(ref: LayoutRef | RegistryRef, *, registry_options: RegistryOptions | None = None) -> int:
-    """Remove an image by name or digest; returns the bytes freed here.
-
-    A layout frees blobs at once, unless another process is writing to it. A registry frees them at its own
-    collection, so 0 is returned. Raises NotFoundError, ConflictError, RegistryError.
-    """
-    store = stores.open_store(ref, registry_options)
-    name = stores.source_name(ref, store)
-    if isinstance(store, Layout):
-        digest = store.find(name).digest
-        store.untag(name)
-        _remove_signatures(store, digest)
-        return store.collect()
-    _remove_remote(store, name)
-    return 0
-
-
-def _remove_signatures(store: Layout, digest: str) -> None:
-    """What is attached to an image that no name leads to any more."""
-    if any(entry.digest == digest for entry in store.entries()):
-        return
-    try:
-        index = Index.parse(store.get_manifest(digest).data)
-        attached = [digest, *(entry.digest for entry in index.manifests)]
-    except ImageError:
-        attached = [digest]  # a single manifest
-    for tag in (referrers.tag(d, suffix) for d in attached for suffix in ("", ".sig")):
-        try:
-            store.untag(tag)
-        except NotFoundError:
-            continue
-
-
-def _remove_remote(store: Registry, name: str) -> None:
-    digest = store.get_manifest(name).digest
-    if name == digest or not store.delete_manifest(name):
-        # many registries delete by digest only, and that takes every tag of the image along
-        others = (
-            [] if name == digest else [t for t in store.names() if t != name and _leads_to(store, t, digest)]
-        )
-        if others:
-            raise ConflictError(
-                f"{store.host} cannot delete a tag alone, and {', '.join(others[:8])} lead to the same",
-                hint=f"remove all of them at once: cryoci rm {store.host}/{store.repository}@{digest}",
-            )
-        store.delete_manifest(digest)
-    try:
-        store.get_manifest(name)
-    except NotFoundError:
-        return
-    raise RegistryError(
-        f"{store.host} said that it deleted {store.repository}:{name}, but it is still there"
-    )
-
-
-def _leads_to(store: Registry, tag: str, digest: str) -> bool:
-    try:
-        return store.get_manifest(tag).digest == digest
-    except NotFoundError:
-        return False
 
 
 def _summary(store: Layout | Registry, name: str) -> ImageSummary:

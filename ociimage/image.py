@@ -8,9 +8,10 @@ layer of its own. All annotation families are on the manifest and on the index.
 
 from __future__ import annotations
 
-from cryoci.ociimage.catalog import ImageInfo, ImageSummary, LayerInfo, inspect, list_images, remove
+from cryoci.ociimage.catalog import ImageInfo, ImageSummary, LayerInfo, inspect, list_images
 from cryoci.ociimage.pack import PackResult, push
 from cryoci.ociimage.progress import Progress, Silent
+from cryoci.ociimage.removal import remove
 from cryoci.ociimage.stores import open_store
 from cryoci.ociimage.transfer import CopyResult, copy
 from cryoci.ociimage.transport import RegistryOptions

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryoci.errors import UsageError
-from cryoci.ociimage import archive, catalog, stores
+from cryoci.ociimage import archive, catalog, removal, stores
 from cryoci.ociimage.catalog import ImageSummary
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
@@ -130,12 +130,8 @@ def collect(
     if dry:
         return Collected(str(ref), tuple(verdicts), 0, dry)
     for digest in dict.fromkeys(v.digest for v in verdicts if v.goes):
-        names = [v.name for v in verdicts if v.digest == digest]
-        if isinstance(store, Layout):
-            for name in names:
-                store.untag(name)
-        else:
-            store.delete_manifest(digest)  # and with it every tag: all of them may go
+        # all names of a digest go, or none
+        removal.remove_names(store, digest, [v.name for v in verdicts if v.digest == digest])
     done = tuple(replace(v, removed=v.goes) for v in verdicts)
     return Collected(str(ref), done, store.collect() if isinstance(store, Layout) else 0, dry)
 

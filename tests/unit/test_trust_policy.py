@@ -7,13 +7,14 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cryoci.errors import ConfigError, ImageError, TrustError, UsageError
+from cryoci.errors import ConfigError, ImageError, NotFoundError, TrustError, UsageError
 from cryoci.ociimage import blob, image, reference, referrers, stores
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import INDEX, MANIFEST, Descriptor, digest_of
@@ -21,7 +22,7 @@ from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.trust import envelope, keys, policy
 from cryoci.ociimage.trust.sign import sign
-from cryoci.ociimage.trust.verify import verify
+from cryoci.ociimage.trust.verify import require, verify
 from tests.unit.images import (  # noqa: F401
     Proxy,
     Request,
@@ -112,6 +113,34 @@ def test_signed_passes_and_its_signature_travels(
     assert [s.name for s in image.list_images(back)] == ["1"]
     image.remove(kept)
     assert not list((reference.default_store() / "blobs/sha256").iterdir())
+
+
+def test_signatures_go_with_the_last_name(
+    registry: str, checkpoint: Path, pair: Path, key: keys.SigningKey
+) -> None:
+    """In registries and layouts, by rm and by gc; what belongs to another image stays."""
+    for place in (f"{registry}/prod/going", "oci:{store}"):
+        place = place.format(store=reference.default_store())
+        first, second = (reference.parse(f"{place}:{n}") for n in (1, 2))
+        assert isinstance(first, (LayoutRef, RegistryRef)) and isinstance(second, (LayoutRef, RegistryRef))
+        for day, ref in ((1, first), (2, second)):
+            image.push(checkpoint, ref, created=datetime(2026, 11, day, tzinfo=UTC))
+            sign(ref, key)
+        store = stores.open_store(first)
+        before = len(store.names())
+        assert before > 4  # tags of signatures beside those of images
+        if isinstance(first, LayoutRef):
+            image.remove(first)
+        else:
+            done = cryoci("gc", place, "--keep-last", "1", "--json")
+            assert [v["name"] for v in json.loads(done.stdout)["verdicts"] if v["removed"]] == ["1"]
+        assert len(store.names()) == before // 2
+        assert require(store, store.get_manifest("2").digest, [Path(f"{pair}.pub")]).vouched
+        assert cryoci("rm", str(second)).exit_code == 0
+        try:
+            assert store.names() == []
+        except NotFoundError:
+            pass  # a registry may forget a repository without tags
 
 
 def test_warn_says_so_and_goes_on(registry: str, checkpoint: Path, tmp_path: Path, node: Path) -> None:
