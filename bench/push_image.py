@@ -3,12 +3,14 @@
 """Package and push a real CRIU image: cryoci against the oras CLI, buildah and skopeo.
 
     python -m bench.push_image                  in a fresh test node (root), on a dump made there
+    python -m bench.push_image --gb 2 6 --disk  one after the other on these sizes; 6 GB fit on no tmpfs of ours
     python -m bench.push_image --dir DIR        in a fresh test node, on a checkpoint directory of yours
 
 Everything happens in one node: a process with 2 GB of varied memory is dumped by criu, and each tool brings
 the result to a docker-registry on loopback. The tools take turns, round by round, so that the machine's mood is
-shared; the registry starts empty each time. Prints a markdown table: medians of seconds, and the peak
-resident memory of the largest process of each tool.
+shared; the registry starts empty each time. Prints a markdown table: medians of seconds, the peak resident
+memory of the largest process of each tool, and its scratch: the most that the disk held during the run, less what
+it held before and what the target holds in the end (sampled every 20 ms).
 """
 
 from __future__ import annotations
@@ -73,12 +75,41 @@ rm -f {CK}/checkpoint/*.log
 
 # Runs inside the node: one tool, timed; a fork of a small process, so that its own memory does not count.
 TIMER = """
-import json, os, resource, subprocess, sys, time
+import json, os, resource, subprocess, sys, threading, time
+target = sys.argv[2]
+def used():
+    space = os.statvfs(os.path.dirname(target))
+    return (space.f_blocks - space.f_bfree) * space.f_frsize
+def size():
+    return sum(os.stat(os.path.join(top, n), follow_symlinks=False).st_blocks * 512
+               for top, _, names in os.walk(target) for n in names)
+before, held, peak, done = used(), size(), used(), threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.02):
+        peak = max(peak, used())
+watcher = threading.Thread(target=watch)
+watcher.start()
 began = time.monotonic()
 status = subprocess.run(["/bin/sh", "-euc", sys.argv[1]], stdout=subprocess.DEVNULL).returncode
 took = time.monotonic() - began
+done.set()
+watcher.join()
 use = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps({"status": status, "s": took, "cpu": use.ru_utime + use.ru_stime, "rss": use.ru_maxrss / 1024}))
+scratch = max(0, max(peak, used()) - before - (size() - held))
+print(json.dumps({"status": status, "s": took, "cpu": use.ru_utime + use.ru_stime, "rss": use.ru_maxrss / 1024,
+                  "scratch": scratch}))
+"""
+
+ORAS_PY = """
+import os, sys
+from oras.client import OrasClient
+client = OrasClient(insecure=True)
+if sys.argv[1] == "push":
+    names = [os.path.relpath(os.path.join(top, n)) for top, _, found in os.walk(".") for n in found]
+    client.push(target=sys.argv[2], files=names, disable_path_validation=True)
+else:
+    client.pull(target=sys.argv[2], outdir=sys.argv[3])
 """
 
 
@@ -102,6 +133,10 @@ TOOLS = (
     ),
     Tool(
         "cryoci push --compression none", f"cryoci push -q --compression none {CK} {REGISTRY}/bench/image:1"
+    ),
+    Tool(
+        "oras-py push, files as they are",
+        f"cd {CK} && /opt/cryoci/bin/python3 {WORK}/oras_py.py push {REGISTRY}/bench/image:1",
     ),
     Tool("oras push, files as they are", f"{ORAS} {REGISTRY}/bench/image:1 $(find . -type f -printf '%P ')"),
     Tool(
@@ -139,6 +174,10 @@ MOVERS = (
     ),
 )
 # And back: from the registry to a directory of files.
+UNPACK = (
+    f"mkdir {WORK}/files && for b in {WORK}/out/blobs/sha256/*; do "
+    f"zstd -dqc $b 2>/dev/null | tar -xC {WORK}/files 2>/dev/null || true; done"
+)
 PULLERS = (
     Tool(
         "cryoci pull to a directory",
@@ -147,10 +186,24 @@ PULLERS = (
     ),
     Tool(
         "oras pull, zstd -d, tar -x",
-        f"oras copy --from-plain-http --to-oci-layout {REGISTRY}/bench/image:1 {WORK}/out:1 && "
-        f"mkdir {WORK}/files && for b in {WORK}/out/blobs/sha256/*; do "
-        f"zstd -dqc $b 2>/dev/null | tar -xC {WORK}/files 2>/dev/null || true; done",
+        f"oras copy --from-plain-http --to-oci-layout {REGISTRY}/bench/image:1 {WORK}/out:1 && {UNPACK}",
         after=f"rm -rf {WORK}/out {WORK}/files",
+    ),
+    Tool(
+        "skopeo copy to a layout, zstd -d, tar -x",
+        f"skopeo copy -q --src-tls-verify=false docker://{REGISTRY}/bench/image:1 oci:{WORK}/out:1 && {UNPACK}",
+        after=f"rm -rf {WORK}/out {WORK}/files",
+    ),
+    # an image index is nothing to oras-py, and files are what both oras pull best: those that oras pushed
+    Tool(
+        "oras pull, files as they are",
+        f"oras pull --plain-http -o {WORK}/out {REGISTRY}/bench/raw:1",
+        after=f"rm -rf {WORK}/out",
+    ),
+    Tool(
+        "oras-py pull, files as they are",
+        f"/opt/cryoci/bin/python3 {WORK}/oras_py.py pull {REGISTRY}/bench/raw:1 {WORK}/out",
+        after=f"rm -rf {WORK}/out",
     ),
     Tool(
         "podman pull", f"podman pull -q --tls-verify=false {REGISTRY}/bench/image:1", after="podman rmi -fa"
@@ -159,16 +212,16 @@ PULLERS = (
 
 
 def measure(
-    node: Node, tools: tuple[Tool, ...], rounds: int, *, empty: bool
+    node: Node, tools: tuple[Tool, ...], rounds: int, target: str, *, empty: bool
 ) -> dict[str, list[dict[str, float]]]:
-    """All tools, `rounds` times in turn; with `empty`, each starts at an empty registry."""
+    """All tools, `rounds` times in turn, to the directory `target`; with `empty`, each starts at an empty registry."""
     results: dict[str, list[dict[str, float]]] = {tool.name: [] for tool in tools}
     for number in range(rounds):
         for tool in tools:
             if empty:
                 fresh_registry(node)
             node.sh("sync")
-            said = node.run(["python3", "-IS", f"{WORK}/timer.py", tool.script], timeout=600)
+            said = node.run(["python3", "-IS", f"{WORK}/timer.py", tool.script, target], timeout=1800)
             result = json.loads(said.stdout)
             if result["status"] != 0:
                 sys.exit(f"{tool.name} failed: {said.stderr.decode(errors='replace')[-3000:]}")
@@ -197,13 +250,14 @@ def table(title: str, results: dict[str, list[dict[str, float]]], raw: int) -> s
     """Markdown; the first row is cryoci, to which the others are compared."""
     base = statistics.median(r["s"] for r in next(iter(results.values())))
     lines = [
-        f"| {title} | s (median, min-max) | MB/s of checkpoint | CPU s | peak RSS MB | cryoci is |",
-        "|---|---|---|---|---|---|",
+        f"| {title} | s (median, min-max) | MB/s of checkpoint | CPU s | peak RSS MB | scratch MB | cryoci is |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, runs in results.items():
         times = [r["s"] for r in runs]
         s = statistics.median(times)
         cpu, rss = statistics.median(r["cpu"] for r in runs), max(r["rss"] for r in runs)
+        scratch = max(r["scratch"] for r in runs) / 1e6
         factor = (
             ""
             if name.startswith("cryoci")
@@ -212,7 +266,9 @@ def table(title: str, results: dict[str, list[dict[str, float]]], raw: int) -> s
             else f"{base / s:.1f}x slower"
         )
         span = f"{s:.2f} ({min(times):.2f}-{max(times):.2f})"
-        lines.append(f"| {name} | {span} | {raw / s / 1e6:.0f} | {cpu:.1f} | {rss:.0f} | {factor} |")
+        lines.append(
+            f"| {name} | {span} | {raw / s / 1e6:.0f} | {cpu:.1f} | {rss:.0f} | {scratch:.0f} | {factor} |"
+        )
     return "\n".join(lines)
 
 
@@ -228,20 +284,21 @@ def copy_in(node: Node, directory: Path) -> None:
     node.sh(f"tar -xf {WORK}/in.tar -C {WORK} && rm {WORK}/in.tar", timeout=300)
 
 
-def prepare(node: Node, args: argparse.Namespace) -> int:
+def prepare(node: Node, directory: Path | None, megabytes: int) -> int:
     """The checkpoint, in the node; returns its bytes."""
     node.write(f"{WORK}/timer.py", TIMER)
     node.write(f"{WORK}/workload.py", WORKLOAD)
+    node.write(f"{WORK}/oras_py.py", ORAS_PY)
     node.write(
         f"{WORK}/registry.yml",
         "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
         f"storage: {{filesystem: {{rootdirectory: {WORK}/registry}}, delete: {{enabled: true}}}}\n"
         f"http: {{addr: '{REGISTRY}'}}\n",
     )
-    if args.dir:
-        copy_in(node, args.dir)
+    if directory:
+        copy_in(node, directory)
     else:
-        node.sh(DUMP, str(args.size), timeout=600)
+        node.sh(DUMP, str(megabytes), timeout=600)
         config = {"id": "be" * 32, "name": "bench", "rootfsImageName": "docker.io/library/debian:trixie"}
         node.write(f"{CK}/config.dump", json.dumps({**config, "runtime": "runc"}))
         node.write(f"{CK}/spec.dump", json.dumps({"annotations": {"io.container.manager": "libpod"}}))
@@ -255,31 +312,41 @@ def main() -> None:
     )
     parser.add_argument("--dir", type=Path, help="a checkpoint directory to push; default: dump one")
     parser.add_argument("--size", type=int, default=2000, help="megabytes of memory of the dumped process")
+    parser.add_argument(
+        "--gb", type=int, nargs="+", metavar="N", help="gigabytes, instead of --size; several in turn"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", action="store_true", help="node storage on disk; default: tmpfs")
     args = parser.parse_args()
+    for megabytes in [gb * 1000 for gb in args.gb] if args.gb else [args.size]:
+        compare(args, megabytes)
+
+
+def compare(args: argparse.Namespace, megabytes: int) -> None:
+    """All tables for one checkpoint."""
     load = os.getloadavg()[0]
     with Cluster(tag="bench") as cluster:
-        node = cluster.start("bench", scratch_mib=14336, disk=args.disk)
-        raw = prepare(node, args)
+        node = cluster.start("bench", scratch_mib=max(14336, megabytes * 6), disk=args.disk)
+        raw = prepare(node, args.dir, megabytes)
         versions = node.sh(
             "for t in criu skopeo buildah podman; do printf '%s %s, ' $t \"$($t --version | "
             "grep -oE '[0-9]+\\.[0-9]+(\\.[0-9]+)?' | head -1)\"; done; oras version | head -1 | "
             "tr -s ' ' | sed s/Version:/oras/"
         )
-        pushed = measure(node, TOOLS, args.rounds, empty=True)
-        node.sh(f"cryoci push -q {CK} oci:{WORK}/made:1", timeout=300)
-        moved = measure(node, MOVERS, args.rounds, empty=True)
-        node.sh(f"cryoci push -q {CK} {REGISTRY}/bench/image:1", timeout=300)
-        pulled = measure(node, PULLERS, args.rounds, empty=False)
-        size = json.loads(node.sh(f"cryoci inspect --json oci:{WORK}/made:1"))["size"]
+        pushed = measure(node, TOOLS, args.rounds, f"{WORK}/registry", empty=True)
+        node.sh(f"cryoci push -q {CK} oci:{WORK}/made:1", timeout=600)
+        moved = measure(node, MOVERS, args.rounds, f"{WORK}/registry", empty=True)
+        node.sh(f"cryoci push -q {CK} {REGISTRY}/bench/image:1", timeout=600)
+        node.sh(f"{ORAS} {REGISTRY}/bench/raw:1 $(find . -type f -printf '%P ')", timeout=600)
+        pulled = measure(node, PULLERS, args.rounds, f"{WORK}/out", empty=False)
+        size = json.loads(node.sh(f"cryoci inspect --json oci:{WORK}/made:1"))["image"]["size"]
     print(f"{raw / 1e9:.2f} GB of CRIU image and descriptions, {size / 1e9:.2f} GB as an image (zstd 1).")
     print(f"Load when it began: {load:.1f}.")
     kind = "disk" if args.disk else "tmpfs"
     print(f"{os.cpu_count()} cores, Linux {platform.release()}, {kind}; {versions.strip()}.\n")
     print(table("Package and push", pushed, raw), "\n")
     print(table("Push a finished image", moved, raw), "\n")
-    print(table("Pull", pulled, raw))
+    print(table("Pull", pulled, raw), "\n")
 
 
 if __name__ == "__main__":
