@@ -141,10 +141,11 @@ class Proxy:
     """In front of a registry at `upstream`. Hooks may be set at any time.
 
     `before(request)` may answer by itself (return True). `body(request, data)` may change what the registry
-    answered; `cut` counts down body bytes of PATCH requests until the connection breaks. A PATCH of more than
-    `stall` bytes sets `stalled` and waits for `go_on`. `up` counts the body bytes that went to the registry.
-    With `forgiving` an upload's status is given for any address of it, as registries since distribution 3 do
-    (the 2.8 behind this one ends an upload that is asked for by an old address).
+    answered, and `sent(request, data)` what goes to it, in length the same; `cut` counts down body bytes of PATCH
+    requests until the connection breaks. A PATCH of more than `stall` bytes sets `stalled` and waits for `go_on`.
+    `up` counts the body bytes that went to the registry. With `forgiving` an upload's status is given for any
+    address of it, as registries since distribution 3 do (the 2.8 behind this one ends an upload that is asked for
+    by an old address).
     """
 
     def __init__(self, upstream: str) -> None:
@@ -152,6 +153,7 @@ class Proxy:
         self.log: list[tuple[str, str]] = []
         self.before: Callable[[Request], bool] = lambda request: False
         self.body: Callable[[Request, bytes], bytes] = lambda request, data: data
+        self.sent: Callable[[Request, bytes], bytes] = lambda request, data: data
         self.cut: int | None = None
         self.stall = sys.maxsize
         self.stalled, self.go_on = threading.Event(), threading.Event()
@@ -189,6 +191,7 @@ class Proxy:
         if self.before(request):
             return
         data, broken = self._read(handler)
+        data = self.sent(request, data)
         path = request.path
         upload = path.partition("?")[0]
         if self.forgiving and request.method == "GET":

@@ -204,6 +204,57 @@ def test_a_flipped_bit_in_every_answer_of_a_pull(
     assert refused >= 9
 
 
+def test_a_flipped_bit_in_every_request_of_a_push(
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
+) -> None:
+    """The registry finds it, or reading the tag back does. A registry takes any index under a tag, so one that was
+    altered on its way may stay there, told as an error; the checkpoint that it leads to is right or refused."""
+    failed = 0
+    for number in range(1, 30):
+        name = ref(f"{proxy.host}/flipped/{number}:1")
+        seen = [0]
+
+        def flip(request: Request, data: bytes, number: int = number, seen: list[int] = seen) -> bytes:
+            seen[0] += bool(data)
+            if seen[0] != number or not data:
+                return data
+            i = len(data) // 2
+            return data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :]
+
+        proxy.sent = flip
+        try:
+            image.push(small, name)
+        except CryociError:
+            failed += 1
+        out = tmp_path / f"out{number}"
+        try:
+            image.pull(name, out)
+        except CryociError:
+            assert not out.exists()
+        else:
+            assert tree_of(out) == tree_of(small)
+        if seen[0] < number:
+            break
+    assert failed >= 5
+
+
+def test_a_truncated_answer_at_every_request_of_a_push(
+    proxy: Proxy, small: Path, no_sleep: list[float]
+) -> None:
+    place = f"{proxy.host}/truncated"
+    count = requests_of(proxy, lambda: image.push(small, ref(f"{place}/count:1")))
+    for number in range(1, count + 1):
+        name = ref(f"{place}/{number}:1")
+        proxy.before = Nth(number, _truncate)
+        try:
+            pushed = image.push(small, name, registry_options=OPTIONS)
+        except CryociError:
+            proxy.before = lambda request: False
+            pushed = image.push(small, name)
+        proxy.before = lambda request: False
+        assert image.inspect(name).digest == pushed.digest
+
+
 def test_tokens_that_expire_at_every_request(
     proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
 ) -> None:
