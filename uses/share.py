@@ -40,7 +40,7 @@ class Options:
     """
 
     active: int = 1
-    policy: Literal["lru", "priority"] = "lru"
+    policy: Literal["lru", "priority", "round-robin"] = "lru"
     idle: float | None = None
     patience: float = 2.0
 
@@ -292,6 +292,8 @@ class Share:
                 free.append(one)
         if self._options.policy == "priority":
             return max(free, key=lambda one: (not one.busy, one.rank), default=None)
+        if self._options.policy == "round-robin":  # who has had the place longest, however much it is used
+            return min(free, key=lambda one: (one.busy, one.since), default=None)
         return min(free, key=lambda one: (one.busy, one.used), default=None)
 
     async def _park(self, member: Member) -> None:
