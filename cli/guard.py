@@ -8,20 +8,13 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output
-
-
-class Guards(click.Group):
-    """`guard CONTAINER` is `guard run CONTAINER`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+from cryoci.cli import app_options, criu_options, groups, output
 
 
 @click.group(
-    "guard", cls=Guards, short_help="Checkpoint a container at intervals, and restore it after a crash."
+    "guard",
+    cls=groups.RunByDefault,
+    short_help="Checkpoint a container at intervals, and restore it after a crash.",
 )
 def command() -> None:
     """Guard a container: checkpoints at intervals, the newest good one back after a crash.

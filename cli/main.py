@@ -30,6 +30,7 @@ VERBS = {
     "warm": "Fetch images and their base images, so that a restore needs no registry.",
     "swap": "Park one container and unpark another.",
     "share": "Let containers take turns on a GPU: requests bring in who is parked.",
+    "idle": "Park containers that nobody uses, and bring them back on demand.",
     "top": "Watch containers, what they hold, and their checkpoints.",
     "guard": "Checkpoint a container at intervals, and restore it after a crash.",
     "agent": "Push the checkpoints that this node's kubelet makes.",

@@ -24,10 +24,10 @@ from cryoci.cli import output
 )
 @click.option(
     "--policy",
-    type=click.Choice(["lru", "priority"]),
+    type=click.Choice(["lru", "priority", "round-robin"]),
     default="lru",
     show_default=True,
-    help="Who is parked for another: the least recently used, or the last on the command line.",
+    help="Who is parked for another: the least recently used, the last on the command line, or who has run longest.",
 )
 @click.option(
     "--idle", metavar="TIME", help="Park who was not used for so long, even if nobody needs its place."

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from cryoci.command import run
 
+T = TypeVar("T")
 _TYPES = {"net": 0x40000000, "uts": 0x04000000}  # CLONE_NEWNET, CLONE_NEWUTS
 
 
@@ -26,6 +30,29 @@ def raise_loopback(pid: int) -> bool:
         return False
     run([sys.executable, "-m", "cryoci.shim.netns", str(pid)])
     return True
+
+
+def within(pid: int, act: Callable[[], T]) -> T:
+    """What `act` returns in the network namespace of `pid`: a thread enters it, this process stays where it is.
+
+    What `act` opens stays open. Raises OSError, and what `act` raises.
+    """
+    made: list[T] = []
+    failed: list[BaseException] = []
+
+    def inside() -> None:
+        try:
+            enter(pid)  # this thread alone, and for good
+            made.append(act())
+        except BaseException as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
 
 
 def enter(pid: int, kind: str = "net") -> None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ _CHUNK = 1 << 16
 _CONFLICT_SECONDS = 60.0
 _FIRST = 0.1  # seconds for a client's first bytes
 _GRACE = 0.2  # seconds in which those who waited for a member can get their bytes to it
+_NOTICE = 1.0  # seconds between two looks at what somebody else has parked or unparked
 _LOOK = 0.05  # seconds between two looks at who is idle, while somebody waits
 
 
@@ -39,7 +40,7 @@ class Options:
     """
 
     active: int = 1
-    policy: Literal["lru", "priority"] = "lru"
+    policy: Literal["lru", "priority", "round-robin"] = "lru"
     idle: float | None = None
     patience: float = 2.0
 
@@ -47,15 +48,26 @@ class Options:
 class Share:
     """The daemon; `say` gets one line about each thing that happened."""
 
-    def __init__(self, members: Sequence[Member], options: Options, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        options: Options,
+        say: Callable[[str], None],
+        *,
+        name: str = "share",
+    ) -> None:
         self.members = list(members)
+        self._name = name
         self._options = options
         self._say = say
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; containers stay as they are then. Raises ConflictError, NotFoundError."""
+    async def run(self, beside: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Serve until SIGTERM or SIGINT; containers stay as they are then. `beside` runs as long, in the same loop.
+
+        Raises ConflictError, NotFoundError, and what `beside` raises.
+        """
         await self._begin()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -63,16 +75,19 @@ class Share:
             loop.add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             for member in self.members:
-                await stack.enter_async_context(await self._listen(member))
-                self._say(f"{member.name}: {member.host}:{member.port} -> {member.inner}")
-            scheduler = asyncio.create_task(self._schedule())
+                if member.port:
+                    await stack.enter_async_context(await self._listen(member))
+                    self._say(f"{member.name}: {member.host}:{member.port} -> {member.inner}")
+            parts = [self._schedule, self._notice] + ([beside] if beside is not None else [])
+            work = [asyncio.ensure_future(part()) for part in parts]
             stopped = asyncio.create_task(stop.wait())
-            done, _ = await asyncio.wait({scheduler, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (scheduler, *self._tasks):
+            done, _ = await asyncio.wait({*work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*work, stopped, *self._tasks):
                 task.cancel()
-            await asyncio.gather(scheduler, *self._tasks, return_exceptions=True)
-            if scheduler in done:
-                scheduler.result()
+            await asyncio.gather(*work, *self._tasks, return_exceptions=True)
+            for one in work:
+                if one in done:
+                    one.result()
         self._say("ended; members stay as they are: `cryoci unpark NAME` brings one back")
 
     async def _begin(self) -> None:
@@ -87,6 +102,7 @@ class Share:
                     hint="let it run, or park it by cryoci",
                 )
             member.active = rows.get(member.name) == "running"
+            member.since = time.monotonic()
             if member.active:
                 member.ready.set()
         for member in [one for one in self.members if one.active][self._options.active :]:
@@ -196,6 +212,26 @@ class Share:
                 await asyncio.wait_for(self._changed.wait(), timeout)
             self._changed.clear()
 
+    async def _notice(self) -> None:
+        """See what others do with members: `cryoci park` and `unpark`, and who restarts one."""
+        while True:
+            for member in self.members:
+                moves = member.moves
+                seen = await asyncio.to_thread(member.seen)
+                if seen is None or member.moves != moves or member.moving:
+                    continue
+                if (seen == "gone") != member.gone:
+                    self._say(f"{member.name} has ended" if seen == "gone" else f"{member.name} is back")
+                member.gone = seen == "gone"
+                if not member.gone and (seen == "running") != member.active:
+                    self._say(
+                        f"{member.name} was {'un' if seen == 'running' else ''}parked by somebody else"
+                    )
+                    member.active, member.since = seen == "running", time.monotonic()
+                    (member.ready.set if member.active else member.ready.clear)()
+                    self._changed.set()
+            await asyncio.sleep(_NOTICE)
+
     async def _bring_in(self, member: Member) -> bool:
         """Activate `member`, parking others for it; False when it must wait yet."""
         while sum(one.active for one in self.members) >= self._options.active:
@@ -206,7 +242,7 @@ class Share:
         began = time.monotonic()
         while True:
             try:
-                await asyncio.to_thread(member.unpark)
+                await member.move(member.unpark)
                 break
             except SpaceError as e:
                 victim = self._victim(member)
@@ -256,6 +292,8 @@ class Share:
                 free.append(one)
         if self._options.policy == "priority":
             return max(free, key=lambda one: (not one.busy, one.rank), default=None)
+        if self._options.policy == "round-robin":  # who has had the place longest, however much it is used
+            return min(free, key=lambda one: (one.busy, one.since), default=None)
         return min(free, key=lambda one: (one.busy, one.used), default=None)
 
     async def _park(self, member: Member) -> None:
@@ -263,7 +301,7 @@ class Share:
         member.ready.clear()
         began = time.monotonic()
         try:
-            await asyncio.to_thread(member.park)
+            await member.move(member.park)
         except (CryociError, OSError) as e:
             member.active = True  # it runs on, as parking promises
             member.ready.set()
@@ -281,14 +319,21 @@ class Share:
             return
         for member in self.members:
             last = max(member.used, member.since)
-            if member.active and not member.busy and time.monotonic() - last >= self._options.idle:
+            if (
+                member.active
+                and not member.busy
+                and not member.gone
+                and time.monotonic() - last >= self._options.idle
+            ):
                 await self._park(member)
 
     def _next_rest(self) -> float | None:
         """Seconds until somebody may have to rest; None when nobody ever has."""
         if self._options.idle is None or not any(one.active for one in self.members):
             return None
-        lasts = [max(one.used, one.since) for one in self.members if one.active and not one.busy]
+        lasts = [
+            max(one.used, one.since) for one in self.members if one.active and not one.busy and not one.gone
+        ]
         return max(_LOOK, min(lasts, default=time.monotonic()) + self._options.idle - time.monotonic())
 
     def metrics(self) -> list[Metric]:
@@ -298,7 +343,10 @@ class Share:
             name: str, kind: Literal["gauge", "counter"], text: str, value: Callable[[Member], float]
         ) -> Metric:
             return Metric(
-                f"cryoci_share_{name}", kind, text, [({"member": m.name}, value(m)) for m in self.members]
+                f"cryoci_{self._name}_{name}",
+                kind,
+                text,
+                [({"member": m.name}, value(m)) for m in self.members],
             )
 
         return [

@@ -8,16 +8,19 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cryoci.errors import UsageError
+from cryoci.errors import CryociError, UsageError
 from cryoci.shim import engines, netns
 from cryoci.shim.engines import gpu
 from cryoci.shim.engines.container import Container
 from cryoci.uses.guard_state import start_time
 
 _WORDS = re.compile(r"(?P<name>[^=]+)=(?:(?P<host>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d+):(?P<inner>\d+)")
+_ALONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _CONNECT_SECONDS = 10.0
+_FIND_SECONDS = 10.0  # between two searches for a container that has ended
 
 
 @dataclass
@@ -26,7 +29,8 @@ class Member:
 
     `known` is its container, of first process `pid`; `rank` its place on the command line, first 0. `active`: it
     runs, as far as this daemon knows. `wanted` is since when somebody waits for it, 0 when nobody does. Of its
-    `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic.
+    `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic. `moving`: it is
+    being parked or unparked, `moves` how often it was. `gone`: the container has ended. `port` 0: it has no clients.
     """
 
     name: str
@@ -46,6 +50,10 @@ class Member:
     waiting: set[int] = field(default_factory=set)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     problem: str = ""
+    gone: bool = False
+    moving: bool = False
+    moves: int = 0
+    searched: float = 0.0
     known: Container | None = None
     pid: int = 0
     started: int = 0
@@ -60,11 +68,38 @@ class Member:
 
     def container(self) -> Container:
         """The container, looked up anew when its first process is another one. Raises NotFoundError."""
-        if self.known is None or start_time(self.pid) != self.started:
+        if self.known is None or not self.started or start_time(self.pid) != self.started:
             found = engines.find(self.name)  # an engine takes half a second for this
             self.pid = int(found.state().get("pid", 0))
             self.known, self.started = found, start_time(self.pid)
         return self.known
+
+    async def move(self, act: Callable[[], None]) -> None:
+        """`act`, which is `park` or `unpark`, by a thread. Raises what it raises."""
+        self.moving, self.moves = True, self.moves + 1
+        try:
+            await asyncio.to_thread(act)
+        finally:
+            self.moving = False
+
+    def seen(self) -> str | None:
+        """running, parked or gone, as its process and its journal say (blocking); None while it is operated on."""
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            if not self.started or start_time(self.pid) != self.started:
+                if time.monotonic() - self.searched < _FIND_SECONDS:
+                    return "gone"
+                self.searched = time.monotonic()
+            try:
+                container = self.container()
+                if not self.started:
+                    return "gone"
+                return "parked" if gpu.is_parked(container) else "running"
+            except CryociError:
+                return "gone"
+        finally:
+            self.lock.release()
 
     def park(self) -> None:
         """Bring it out (blocking). Raises what parking raises."""
@@ -81,33 +116,23 @@ class Member:
         with self.lock:
             self.container()
             pid = self.pid
-        made: list[socket.socket] = []
-        failed: list[OSError] = []
-
-        def enter() -> None:
-            try:
-                netns.enter(pid)  # this thread alone, and for good
-                made.append(socket.create_connection(("127.0.0.1", self.inner), _CONNECT_SECONDS))
-            except OSError as e:
-                failed.append(e)
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        if failed:
-            raise failed[0]
-        made[0].setblocking(False)
-        return made[0]
+        address = ("127.0.0.1", self.inner)
+        made = netns.within(pid, lambda: socket.create_connection(address, _CONNECT_SECONDS))
+        made.setblocking(False)
+        return made
 
     def touch(self) -> None:
         """It was used now."""
         self.used = time.monotonic()
 
 
-def parse(words: tuple[str, ...]) -> list[Member]:
-    """Members of `NAME=[ADDRESS:]PORT:CONTAINERPORT`. Raises UsageError."""
+def parse(words: tuple[str, ...], *, alone: bool = False) -> list[Member]:
+    """Members of `NAME=[ADDRESS:]PORT:CONTAINERPORT`; with `alone` NAME will do. Raises UsageError."""
     found: list[Member] = []
     for rank, word in enumerate(words):
+        if alone and _ALONE.fullmatch(word):
+            found.append(Member(word, "", 0, 0, rank))
+            continue
         matched = _WORDS.fullmatch(word)
         ports = [int(matched[key]) for key in ("port", "inner")] if matched else [0]
         if matched is None or not all(0 < port < 65536 for port in ports):
@@ -117,7 +142,7 @@ def parse(words: tuple[str, ...]) -> list[Member]:
         host = (matched["host"] or "127.0.0.1").strip("[]")
         found.append(Member(matched["name"], host, ports[0], ports[1], rank))
     for key in ("name", "port"):
-        values = [getattr(one, key) for one in found]
+        values = [getattr(one, key) for one in found if getattr(one, key)]
         if len(set(values)) != len(values):
             raise UsageError(f"two members have the same {key}", hint="each has its own")
     if len(found) < 1:

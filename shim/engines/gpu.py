@@ -134,6 +134,12 @@ def unpark(container: Container) -> Parked:
         return Parked(container.name, "running", preflight.vram(held.dump.tasks), True, seconds)
 
 
+def is_parked(container: Container) -> bool:
+    """Does the journal say so? Asks no engine and no runtime. Raises ConflictError when it is broken."""
+    left = holds.load(_record(container))
+    return left is not None and left[0].purpose == "park" and left[1]
+
+
 def repair(container: Container) -> str:
     """Bring back what a killed cryoci has left of a container; returns what was done, in words.
 

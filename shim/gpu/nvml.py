@@ -18,6 +18,7 @@ from cryoci.errors import NotFoundError, UnsupportedError
 LIBRARY = "libnvidia-ml.so.1"
 _INSUFFICIENT_SIZE = 7
 _NOT_SUPPORTED = 3
+_NOT_FOUND = 6
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,32 @@ class _Process(ctypes.Structure):
     ]
 
 
+class _Sample(ctypes.Structure):
+    _fields_ = [
+        ("pid", ctypes.c_uint),
+        ("at", ctypes.c_ulonglong),
+        ("sm", ctypes.c_uint),
+        ("memory", ctypes.c_uint),
+        ("encoder", ctypes.c_uint),
+        ("decoder", ctypes.c_uint),
+    ]
+
+
+class _Rates(ctypes.Structure):
+    _fields_ = [("gpu", ctypes.c_uint), ("memory", ctypes.c_uint)]
+
+
+@dataclass(frozen=True)
+class Busy:
+    """How busy a GPU was, in percent of its time: by process; None and `whole` where the driver does not say whose.
+
+    `whole` is None where it says nothing at all, as for a GPU in MIG mode.
+    """
+
+    by: dict[int, int] | None
+    whole: int | None
+
+
 class Nvml:
     """The library, initialized. Used by `with opened() as nvml`."""
 
@@ -88,6 +115,42 @@ class Nvml:
                 used = process.used if process.used != (1 << 64) - 1 else 0  # not told, as in some guests
                 found.setdefault(process.pid, {})[uuid] = used
         return found
+
+    def busy(self, since: float) -> dict[str, Busy]:
+        """{UUID: how busy} after `since` (Unix time; the driver remembers some seconds). Raises UnsupportedError."""
+        found = {}
+        for _, handle in self._handles():
+            by = self._samples(handle, int(since * 1e6))
+            whole = None
+            if by is None:
+                rates = _Rates()
+                code = self._library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(rates))
+                if code != _NOT_SUPPORTED:
+                    self._check("nvmlDeviceGetUtilizationRates", code)
+                    whole = rates.gpu
+            found[self._string("nvmlDeviceGetUUID", handle)] = Busy(by, whole)
+        return found
+
+    def _samples(self, handle: ctypes.c_void_p, since: int) -> dict[int, int] | None:
+        """{pid: the most percent in one sample}; None when this GPU does not say."""
+        name, room = "nvmlDeviceGetProcessUtilization", ctypes.c_uint(64)
+        function = getattr(self._library, name, None)
+        while function is not None:
+            made = (_Sample * room.value)()
+            code = function(handle, made, ctypes.byref(room), ctypes.c_ulonglong(since))
+            if code == _NOT_SUPPORTED:
+                break
+            if code == _NOT_FOUND:
+                return {}
+            if code != _INSUFFICIENT_SIZE:
+                self._check(name, code)
+                busy: dict[int, int] = {}
+                for sample in made[: room.value]:
+                    if sample.at > since:
+                        busy[sample.pid] = max(busy.get(sample.pid, 0), sample.sm)
+                return busy
+            room.value += 16
+        return None
 
     def _processes(self, name: str, handle: ctypes.c_void_p) -> list[_Process]:
         function = getattr(self._library, name, None)

@@ -40,10 +40,12 @@ enum { LOCK = 1, CHECKPOINT, RESTORE, UNLOCK, FAIL };
 #define MAGIC 0x757067656b6166ULL
 #define DEVICES 8
 #define BUFFERS 64
+#define KERNELS 64
 
 struct device { unsigned char uuid[16]; char name[64]; uint64_t total; };
 struct pair { unsigned char from[16], to[16]; };
 struct buffer { uint64_t size; void *at; int fd; int device; };
+struct kernel { uint64_t end_us, us; int device; };
 struct control {
 	uint64_t magic;
 	_Atomic int state, calls, poisoned, ready;
@@ -56,6 +58,8 @@ struct control {
 	uint64_t used[DEVICES];
 	struct buffer buffer[BUFFERS];
 	int nodes[DEVICES];
+	int kernels; /* so many were run: the last KERNELS of them are known */
+	struct kernel kernel[KERNELS];
 };
 
 /* ---- the node ---- */
@@ -106,6 +110,13 @@ static int64_t now_ms(void)
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
+static uint64_t wall_us(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	return t.tv_sec * 1000000ULL + t.tv_nsec / 1000;
 }
 
 /* ---- the target: what a CUDA program calls ---- */
@@ -384,6 +395,7 @@ int fakeKernel(int ms)
 	if (code)
 		return code;
 	wait_ms(ms);
+	me->kernel[me->kernels++ % KERNELS] = (struct kernel){ wall_us(), ms * 1000ULL, current };
 	leave();
 	return OK;
 }
@@ -757,6 +769,73 @@ int nvmlDeviceGetComputeRunningProcesses_v3(struct device *d, unsigned *room, st
 	int code = n > *room ? 7 : 0;
 	*room = n;
 	return code;
+}
+
+/* Percent of the time since `from` in which a process had a kernel on a device; `last`: when one ended last. */
+static unsigned busy(const struct control *c, const unsigned char *uuid, uint64_t from, uint64_t *last)
+{
+	uint64_t now = wall_us(), us = 0;
+	*last = 0;
+	for (int k = 0; k < KERNELS && k < c->kernels; k++) {
+		const struct kernel *one = &c->kernel[k];
+		if (one->end_us <= from || memcmp(c->device[one->device].uuid, uuid, 16))
+			continue;
+		us += one->us < one->end_us - from ? one->us : one->end_us - from;
+		if (one->end_us > *last)
+			*last = one->end_us;
+	}
+	us = us * 100 / (now > from ? now - from : 1);
+	return us > 100 ? 100 : us;
+}
+
+#define SAMPLE_US 1000000ULL /* the driver's own buffer holds a few seconds; its rates are over the last one */
+struct sample { unsigned pid; unsigned long long at; unsigned sm, memory, encoder, decoder; };
+struct rates { unsigned gpu, memory; };
+
+/* One sample for each process that had kernels since `seen`; 6 (not found) when none had, as the driver says. */
+int nvmlDeviceGetProcessUtilization(struct device *d, struct sample *out, unsigned *room, unsigned long long seen)
+{
+	unsigned n = 0, had = out ? *room : 0;
+	uint64_t now = wall_us(), last;
+	const char *e = getenv("FAKEGPU_NO_PROCESS_UTILIZATION");
+	if (e)
+		return 3;
+	if (seen + 10 * SAMPLE_US < now)
+		seen = now - 10 * SAMPLE_US;
+	DIR *dir = opendir("/proc");
+	for (struct dirent *entry; dir && (entry = readdir(dir));) {
+		struct control c;
+		int pid = atoi(entry->d_name), code, tid;
+		if (pid <= 0 || !find(pid, &c, &code, &tid))
+			continue;
+		unsigned sm = busy(&c, d->uuid, seen, &last);
+		if (!last)
+			continue;
+		if (n < had)
+			out[n] = (struct sample){ pid, last, sm, 0, 0, 0 };
+		n++;
+	}
+	if (dir)
+		closedir(dir);
+	*room = n;
+	return n == 0 ? 6 : n > had ? 7 : 0;
+}
+
+int nvmlDeviceGetUtilizationRates(struct device *d, struct rates *out)
+{
+	uint64_t from = wall_us() - SAMPLE_US, last;
+	DIR *dir = opendir("/proc");
+	*out = (struct rates){ 0, 0 };
+	for (struct dirent *entry; dir && (entry = readdir(dir));) {
+		struct control c;
+		int pid = atoi(entry->d_name), code, tid;
+		if (pid > 0 && find(pid, &c, &code, &tid))
+			out->gpu += busy(&c, d->uuid, from, &last);
+	}
+	if (dir)
+		closedir(dir);
+	out->gpu = out->gpu > 100 ? 100 : out->gpu;
+	return 0;
 }
 
 int nvmlDeviceGetMPSComputeRunningProcesses_v3(struct device *d, unsigned *room, struct process *out)

@@ -49,6 +49,14 @@ def test_the_last_in_line_goes() -> None:
     assert victim(found, policy="priority") == "a"
 
 
+def test_who_has_run_longest_goes() -> None:
+    found = members()
+    found[0].since -= 1  # a: used last all the same
+    assert victim(found, policy="round-robin") == "a"
+    found[0].waiting.add(1)
+    assert victim(found, policy="round-robin") == "b"
+
+
 def test_nobody_is_parked_in_an_answer_before_patience_is_over() -> None:
     found = members("a", "b")
     assert victim(found, patience=5.0) is None
