@@ -39,6 +39,7 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @sealing.encrypt_option
 @criu_options.for_dump
 @output.registry_options
+@output.timeline_option
 @output.json_option
 @output.quiet_option
 def command(
@@ -51,6 +52,7 @@ def command(
     compression: str,
     backend: str,
     encrypt_to: tuple[str, ...],
+    timeline: str | None,
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -71,6 +73,7 @@ def command(
       cryoci checkpoint web -R -o registry.example:5000/checkpoints/web:1
       cryoci checkpoint db --tcp-established --file-locks --volumes -o ./db-checkpoint
     """
+    from cryoci import trace
     from cryoci.cli.signals import unwinding
     from cryoci.errors import UsageError
     from cryoci.files import scratch
@@ -78,6 +81,7 @@ def command(
     from cryoci.shim import engines
     from cryoci.shim.engines.checkpoint import checkpoint
     from cryoci.shim.engines.options import DumpOptions
+    from cryoci.timeline import recording
 
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
@@ -95,7 +99,11 @@ def command(
     found = engines.find(container, root=runtime_root)
     to_directory = isinstance(ref, reference.DirectoryRef)
     options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks)
-    with unwinding(), output.progress(quiet or as_json) as progress:
+    with (
+        recording(timeline, f"cryoci checkpoint {container}"),
+        unwinding(),
+        output.progress(quiet or as_json) as progress,
+    ):
         if isinstance(ref, reference.DirectoryRef):
             with checkpoint(found, ref.path, options) as done:
                 pass
@@ -104,15 +112,17 @@ def command(
         goal = ref or reference.parse(found.name)
         assert isinstance(goal, (reference.LayoutRef, reference.RegistryRef))
         with scratch("checkpoint.") as place, checkpoint(found, place / "checkpoint", options) as done:
-            result = image.push(
-                done.directory,
-                goal,
-                compression=compression,
-                progress=progress,
-                registry_options=output.options(**rest),
-                encrypt_to=recipients,
-                backend=backend,
-            )
+            with trace.span("store") as stored:
+                result = image.push(
+                    done.directory,
+                    goal,
+                    compression=compression,
+                    progress=progress,
+                    registry_options=output.options(**rest),
+                    encrypt_to=recipients,
+                    backend=backend,
+                )
+                stored["bytes"] = result.raw_size
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 
 

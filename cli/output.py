@@ -212,4 +212,9 @@ def verdict(found: Verdict | None) -> None:
 quiet_option = click.option(
     "-q", "--quiet", is_flag=True, help="Print only the digest or path, and no progress."
 )
+timeline_option = click.option(
+    "--timeline",
+    metavar="FILE",
+    help="Write where seconds and bytes went: FILE.json, or FILE.html to look at.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -45,9 +45,10 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @sealing.decrypt_options
 @criu_options.for_restore
 @output.registry_options
+@output.timeline_option
 @output.json_option
 @output.quiet_option
-def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> None:
+def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: bool, **rest: Any) -> None:
     """Restore the checkpoint REF: a container that runs on where it was.
 
     Every byte is verified against its digest before CRIU sees it. The base image is looked up on this node by
@@ -60,6 +61,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
       cryoci restore registry.example:5000/checkpoints/web:1 --name web2 --detach
       cryoci restore ./db-checkpoint --engine runc --bundle /srv/db
     """
+    from cryoci import trace
     from cryoci.cli.signals import unwinding
     from cryoci.files import scratch
     from cryoci.ociimage import archive, image, reference
@@ -67,6 +69,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
+    from cryoci.timeline import recording
 
     need_root()
     criu = criu_options.take(rest)
@@ -89,14 +92,14 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
     source = reference.parse(ref)
     pulled = None
     gate = Gate(source, output.options(**registry))
-    with unwinding(), scratch("restore.") as place:
+    with recording(timeline, f"cryoci restore {ref}"), unwinding(), scratch("restore.") as place:
         directory = place / "checkpoint"
         if isinstance(source, reference.DirectoryRef):
             gate(None, None)
             archive.validate(source.path)
             directory = source.path.resolve()
         else:
-            with output.progress(quiet or as_json) as progress:
+            with output.progress(quiet or as_json) as progress, trace.span("fetch") as fetched:
                 pulled = image.pull(
                     source,
                     directory,
@@ -105,6 +108,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
                     gate=gate,
                     identities=identities,
                 )
+                fetched["bytes"] = pulled.raw_size
         output.verdict(gate.verdict)
         done = restore(directory, options)
     if done.status is not None:

@@ -2,7 +2,9 @@
 """A trace of the programs that cryoci runs: for people on stderr (`cryoci --verbose`), for machines in a log.
 
 $CRYOCI_LOG is "journald", or a file that gets one JSON object a line: time (RFC 3339), event, pid, and the rest.
-A log that cannot be written is no reason to fail.
+Calls and spans have `start`, CLOCK_MONOTONIC seconds, which is the same clock in all processes of the node: what
+`--timeline` draws (cryoci/timeline.py, which reads them from $CRYOCI_TIMELINE). A log that cannot be written is no
+reason to fail.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 from cryoci.redact import words
 
 JOURNAL = "/run/systemd/journal/socket"
+TIMELINE = "CRYOCI_TIMELINE"
 verbose = False  # set by `cryoci --verbose`
 
 
@@ -31,7 +34,7 @@ class Call:
 @contextmanager
 def call(argv: Sequence[str]) -> Iterator[Call]:
     """Trace the program that the with block runs: its words (secrets removed), duration and status."""
-    if not verbose and "CRYOCI_LOG" not in os.environ:
+    if not verbose and "CRYOCI_LOG" not in os.environ and TIMELINE not in os.environ:
         yield Call()
         return
     made, start = Call(), time.monotonic()
@@ -43,29 +46,43 @@ def call(argv: Sequence[str]) -> Iterator[Call]:
         if verbose:
             state = "failed" if made.status is None else f"status {made.status}"
             sys.stderr.write(f"+ {seconds:7.3f} s  {state}  {shlex.join(shown)}\n")
-        event("call", argv=shown, seconds=round(seconds, 6), status=made.status)
+        event("call", argv=shown, start=round(start, 6), seconds=round(seconds, 6), status=made.status)
 
 
-def event(name: str, **values: Any) -> None:
-    """Write one event to $CRYOCI_LOG, if it is set. Never raises."""
-    where = os.environ.get("CRYOCI_LOG")
-    if not where:
+@contextmanager
+def span(name: str, **values: Any) -> Iterator[dict[str, Any]]:
+    """Trace a step of cryoci's own. `values`, to which the with block may add, say how much (bytes, threads)."""
+    start = time.monotonic()
+    try:
+        yield values
+    finally:
+        event("span", name=name, start=round(start, 6), seconds=round(time.monotonic() - start, 6), **values)
+
+
+def event(event: str, **values: Any) -> None:
+    """Write one event to $CRYOCI_LOG and $CRYOCI_TIMELINE, as far as they are set. Never raises."""
+    sinks = [where for where in (os.environ.get("CRYOCI_LOG"), os.environ.get(TIMELINE)) if where]
+    if not sinks:
         return
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-    value = {"time": stamp, "event": name, "pid": os.getpid(), **values}
+    for where in sinks:
+        try:
+            text = json.dumps({"time": stamp, "event": event, "pid": os.getpid(), **values}, default=str)
+            if where == "journald":
+                _journal(event, text)
+            else:
+                _append(where, text)
+        except (OSError, ValueError):
+            pass
+
+
+def _append(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        text = json.dumps(value, default=str)
-        if where == "journald":
-            _journal(name, text)
-        else:
-            fd = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                os.write(fd, text.encode() + b"\n")
-            finally:
-                os.close(fd)
-    except (OSError, ValueError):
-        pass
+        os.write(fd, text.encode() + b"\n")
+    finally:
+        os.close(fd)
 
 
 def _journal(name: str, text: str) -> None:

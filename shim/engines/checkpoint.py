@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cryoci import trace
 from cryoci.command import run
 from cryoci.errors import (
     CheckpointError,
@@ -391,6 +392,7 @@ def _revive(container: Container, directory: Path, options: DumpOptions) -> bool
 
 def _timed(done: Checkpoint, name: str, act: Callable[[], T]) -> T:
     started = time.monotonic()
-    result = act()
+    with trace.span(name):
+        result = act()
     done.seconds[name] = time.monotonic() - started
     return result

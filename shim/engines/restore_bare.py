@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cryoci import trace
 from cryoci.command import which
 from cryoci.errors import ConflictError, NotFoundError, RestoreError, UsageError
 from cryoci.files import read_json, scratch, write_json
@@ -48,11 +49,13 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         undo.callback(known.remove)
         bundle = options.bundle or _make_bundle(paths.bundle_directory(options.root, container_id), undo)
         at = time.monotonic()
-        _fill_bundle(bundle, directory, options, undo)
+        with trace.span("file system"):
+            _fill_bundle(bundle, directory, options, undo)
         seconds["file system"] = time.monotonic() - at
         at = time.monotonic()
         made = Restored(engine, container_id, container_id, seconds=seconds)
-        made.status = _run(bundle, directory, container_id, options, criu, undo, made)
+        with trace.span("restore"):
+            made.status = _run(bundle, directory, container_id, options, criu, undo, made)
         seconds["restore"] = time.monotonic() - at
         undo.pop_all()
     seconds["total"] = time.monotonic() - started

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from cryoci import trace
 from cryoci.command import describe, run
 from cryoci.errors import (
     ConflictError,
@@ -60,7 +61,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     container_id = str(config.get("id", ""))
     _check_free(name, container_id, renamed=options.name is not None)
     seconds = {}
-    seconds["base image"] = _timed(lambda: _find_base(config, own))
+    seconds["base image"] = _timed("base image", lambda: _find_base(config, own))
     if options.runtime:
         config["runtime"] = options.runtime
     used = os.path.basename(str(config.get("runtime")))
@@ -76,14 +77,14 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         undo.callback(_clean, before, volumes)
         with scratch("import.") as place:
             archive = place / "archive.tar"
-            seconds["archive"] = _timed(lambda: _write_archive(directory, config, archive))
+            seconds["archive"] = _timed("archive", lambda: _write_archive(directory, config, archive))
             argv = ["podman", "container", "restore", f"--import={archive}"]
             if options.name:
                 argv.append(f"--name={options.name}")
             argv += _flags(criu)
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
-            seconds["restore"] = _timed(lambda: _import(argv, name, Path(storage["graphRoot"])))
+            seconds["restore"] = _timed("restore", lambda: _import(argv, name, Path(storage["graphRoot"])))
         made = _running(name, devices)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
@@ -275,7 +276,8 @@ def _running(name: str, devices: dict[str, Any] | None) -> str:
     return str(seen["Id"])
 
 
-def _timed(act: Any) -> float:
+def _timed(name: str, act: Any) -> float:
     started = time.monotonic()
-    act()
+    with trace.span(name):
+        act()
     return time.monotonic() - started

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, RestoreError, UnsupportedError
 from cryoci.shim.gpu.cuda import Code, CudaError, Driver, State
 from cryoci.shim.gpu.tasks import Task, environment
@@ -113,7 +114,8 @@ def _lock(driver: Driver, task: Task, timeout_ms: int) -> None:
 
 
 def _checkpoint(driver: Driver, task: Task) -> None:
-    driver.checkpoint(task.pid)
+    with trace.span(f"driver: checkpoint of {task.pid}", bytes=sum(task.vram.values())):
+        driver.checkpoint(task.pid)
     _expect(driver, task, State.CHECKPOINTED, "checkpoint")
 
 
@@ -121,7 +123,8 @@ def _restore(driver: Driver, task: Task, pairs: Mapping[bytes, bytes] | None) ->
     if driver.state(task.pid) is not State.CHECKPOINTED:
         return
     try:
-        driver.restore(task.pid, pairs)
+        with trace.span(f"driver: restore of {task.pid}", bytes=sum(task.vram.values())):
+            driver.restore(task.pid, pairs)
     except CudaError as e:
         # the call of a caller that was killed may have been still under way, and has done it
         if e.code != Code.ILLEGAL_STATE or driver.state(task.pid) is State.CHECKPOINTED:

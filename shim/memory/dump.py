@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.files import keep
 from cryoci.shim import cgroup
@@ -39,19 +40,23 @@ def take_out(record: Record, init: int, directory: str, settings: Settings) -> J
     try:
         box.set(True)
         everybody = cgroup.tree(init)
-        chosen = find.processes(init, settings.threshold)
+        with trace.span("memory: find"):
+            chosen = find.processes(init, settings.threshold)
         if not chosen:
             box.set(was_frozen)
             return None
         os.makedirs(directory, mode=0o700, exist_ok=True)
         _check_space(chosen, directory)
-        capture.capture(chosen, directory, settings)
+        size = sum(area.resident for process in chosen for area in process.areas)
+        with trace.span("memory: capture", bytes=size, threads=settings.threads):
+            capture.capture(chosen, directory, settings)
         members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
         note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
         note.write(record)
         keep(directory, True)
         moved = {process.pid for process in chosen}
-        return _drop(record, note, box, chosen, [pid for pid in everybody if pid not in moved])
+        with trace.span("memory: drop", bytes=size):
+            return _drop(record, note, box, chosen, [pid for pid in everybody if pid not in moved])
     except BaseException as e:
         _undo(record, journal.read(record), box, was_frozen, directory, settings, e)
         if isinstance(e, OSError):

@@ -13,9 +13,10 @@ from cryoci.shim.memory.capture import each
 from cryoci.shim.memory.index import Index
 
 
-def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) -> None:
+def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) -> int:
     """Write all chunks in `directory` to the processes; `pids` maps pids in the container to those here.
 
+    Returns how many bytes were written.
     Writing twice does no harm. Raises RestoreError when a process or its areas are not there, ImageError and
     IntegrityError when a chunk is not what was captured: the processes must not go on then.
     """
@@ -28,8 +29,9 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
     where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     local = threading.local()
 
-    def one(job: tuple[chunk.Key, str]) -> None:
+    def one(job: tuple[chunk.Key, str]) -> int:
         key, digest = job
+        total = 0
         if not hasattr(local, "buffer"):
             local.buffer = chunk.Buffer()
         with chunk.Reader(where, key, digest) as reader:
@@ -40,9 +42,11 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
                         f"memory of process {key.vpid} of the container could not be filled at {runs[0][0]:x}",
                         hint="see the node's free memory and the container's limit",
                     )
+                total += done
+        return total
 
     try:
-        each(one, index.chunks, threads)
+        return sum(each(one, index.chunks, threads))
     except OSError as e:
         raise RestoreError(
             f"memory of the container could not be filled: {e.strerror}",

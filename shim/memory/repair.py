@@ -10,6 +10,7 @@ import os
 import time
 from contextlib import suppress
 
+from cryoci import trace
 from cryoci.errors import ConflictError, CryociError, RestoreError
 from cryoci.files import keep
 from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal
@@ -104,7 +105,8 @@ def _fill(found: Journal, threads: int) -> None:
         {vpid: runs for vpid, runs in content.areas.items() if vpid in pids},
         tuple(entry for entry in content.chunks if entry[0].vpid in pids),
     )
-    fill.fill(mine, found.directory, pids, threads)
+    with trace.span("memory: fill", threads=threads) as span:
+        span["bytes"] = fill.fill(mine, found.directory, pids, threads)
 
 
 def _heal(member: Member, found: Journal) -> None:

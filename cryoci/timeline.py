@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the seconds and bytes of one operation went: `--timeline FILE.json|FILE.html`.
+
+Every process of the operation appends its spans and calls (cryoci/trace.py) to one scratch file; at the end they
+become JSON, or one HTML page without scripts and without anything from elsewhere.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryoci.errors import UsageError
+from cryoci.files import write_atomic
+from cryoci.trace import TIMELINE
+
+_WIDTH, _LEFT, _ROW = 1000, 330, 22  # pixels of the drawing, of its names, of a row
+_STYLE = """
+:root { color-scheme: light dark; --bar: #3b6ea8; --call: #8a8f98; --line: #8884; }
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }
+svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+svg text { fill: currentColor; } .tick { stroke: var(--line); }
+.span { fill: var(--bar); } .call { fill: var(--call); }
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. `start` in seconds from the operation's start; `bytes` it moved, if it moved any."""
+
+    name: str
+    kind: str  # "span": cryoci's own; "call": a program
+    start: float
+    seconds: float
+    depth: int
+    bytes: int | None = None
+
+    @property
+    def rate(self) -> str:
+        """Its bytes and GB/s for people, or nothing."""
+        if not self.bytes:
+            return ""
+        speed = f", {self.bytes / self.seconds / 1e9:.1f} GB/s" if self.seconds > 0.001 else ""
+        return f"{self.bytes / 1e6:,.0f} MB{speed}"
+
+
+@contextmanager
+def recording(target: str | None, title: str) -> Iterator[None]:
+    """Record the with block, and write the timeline to `target`, also when the block fails; None: do nothing.
+
+    Raises UsageError (before the block) for a name that ends in neither .json nor .html, OSError.
+    """
+    if target is None:
+        yield
+        return
+    path = Path(target)
+    if path.suffix not in (".json", ".html"):
+        raise UsageError(
+            f"--timeline {target}: neither .json nor .html", hint="name it FILE.json or FILE.html"
+        )
+    fd, scratch = tempfile.mkstemp(prefix="cryoci-timeline.")
+    os.close(fd)
+    before = os.environ.get(TIMELINE)
+    os.environ[TIMELINE] = scratch
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        total = time.monotonic() - start
+        if before is None:
+            del os.environ[TIMELINE]
+        else:
+            os.environ[TIMELINE] = before
+        found = steps(Path(scratch).read_text(), start)
+        os.unlink(scratch)
+        text = page(title, found, total) if path.suffix == ".html" else _json(title, found, total)
+        write_atomic(os.fspath(path), text.encode(), mode=0o644)
+
+
+def steps(events: str, origin: float) -> list[Step]:
+    """The spans and calls in `events` (JSON lines), in order; what happens during another is one deeper."""
+    found = []
+    for line in events.splitlines():
+        try:
+            value = json.loads(line)
+            start, seconds = float(value["start"]) - origin, float(value["seconds"])
+            if value["event"] == "span":
+                name = str(value["name"])
+            else:
+                argv = [str(word) for word in value["argv"]]
+                name = shlex.join([os.path.basename(argv[0]), *argv[1:]])
+            amount = value.get("bytes")
+            found.append((start, -seconds, name, value["event"], int(amount) if amount else None))
+        except (ValueError, KeyError, TypeError, IndexError):
+            continue  # a line that was cut off with its writer
+    result: list[Step] = []
+    open_until: list[float] = []
+    for start, negative, name, kind, amount in sorted(found, key=lambda one: one[:2]):
+        end = start - negative
+        while open_until and open_until[-1] < end - 1e-6:
+            open_until.pop()
+        result.append(Step(name, kind, start, -negative, len(open_until), amount))
+        open_until.append(end)
+    return result
+
+
+def svg(found: Sequence[Step], total: float) -> str:
+    """The steps as bars over time, `total` seconds wide."""
+    scale = (_WIDTH - _LEFT - 120) / max(total, 1e-9)
+    height = (len(found) + 1) * _ROW + 10
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="steps over time">']
+    for part in range(5):
+        x = _LEFT + part * total / 4 * scale
+        parts.append(f'<line class="tick" x1="{x:.1f}" y1="{_ROW}" x2="{x:.1f}" y2="{height}"/>')
+        parts.append(f'<text x="{x:.1f}" y="14" text-anchor="middle">{part * total / 4:.2f} s</text>')
+    for row, step in enumerate(found, 1):
+        y = row * _ROW
+        indent = 12 * min(step.depth, 6)
+        label = (
+            step.name
+            if len(step.name) <= 44 - 2 * step.depth
+            else step.name[: 43 - 2 * step.depth] + "\u2026"
+        )
+        x, width = _LEFT + step.start * scale, max(step.seconds * scale, 1)
+        said = f"{step.seconds:.3f} s" + (f", {step.rate}" if step.rate else "")
+        parts.append(
+            f"<g><title>{html.escape(step.name)}: {html.escape(said)}</title>"
+            f'<text x="{indent}" y="{y + 14}">{html.escape(label)}</text>'
+            f'<rect class="{"call" if step.kind == "call" else "span"}" x="{x:.1f}" y="{y + 3}" '
+            f'width="{width:.1f}" height="{_ROW - 7}" rx="2"/>'
+            f'<text x="{min(x + width + 5, _WIDTH - 150):.1f}" y="{y + 14}">{html.escape(said)}</text></g>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def page(title: str, found: Sequence[Step], total: float) -> str:
+    """One self-contained page; names in it may come from images, and are escaped."""
+    name = html.escape(title)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
+        f"<h1>{name}</h1><p>{total:.2f} s in all. Dark bars are cryoci\u2019s steps, grey ones programs that it ran; "
+        f"what is indented happened during the step above it.</p>{svg(found, total)}</html>\n"
+    )
+
+
+def _json(title: str, found: Sequence[Step], total: float) -> str:
+    value = {"version": 1, "title": title, "seconds": total, "steps": [asdict(step) for step in found]}
+    return json.dumps(value, indent=1) + "\n"

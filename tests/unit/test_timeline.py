@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spans of an operation, and the timeline that is made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from cryoci import timeline, trace
+from cryoci.errors import UsageError
+
+
+def line(name: str, start: float, seconds: float, **more: object) -> str:
+    return json.dumps({"event": "span", "name": name, "start": start, "seconds": seconds, **more}) + "\n"
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, for tests."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def test_steps_during_others_are_deeper() -> None:
+    events = line("dump", 10, 5) + line("capture", 11, 2, bytes=4_000_000_000) + line("store", 15.5, 1)
+    found = timeline.steps(events, 10)
+    assert [(step.name, step.start, step.depth) for step in found] == [
+        ("dump", 0, 0), ("capture", 1, 1), ("store", 5.5, 0),
+    ]  # fmt: skip
+    assert found[1].rate == "4,000 MB, 2.0 GB/s"
+
+
+def test_a_line_that_was_cut_off_is_left_out() -> None:
+    events = line("dump", 1, 1) + '{"event": "span", "na' + "\n" + line("stop", 2, 1)
+    assert [step.name for step in timeline.steps(events, 0)] == ["dump", "stop"]
+
+
+def test_processes_of_the_operation_write_to_one_timeline(tmp_path: Path) -> None:
+    target = tmp_path / "t.json"
+    with timeline.recording(str(target), "cryoci test"), trace.span("outer", bytes=7):
+        program = "from cryoci import trace\nwith trace.span('inner'): pass"
+        subprocess.run([sys.executable, "-c", program], check=True)
+    value = json.loads(target.read_text())
+    assert value["version"] == 1 and value["title"] == "cryoci test"
+    assert [(step["name"], step["depth"]) for step in value["steps"]] == [("outer", 0), ("inner", 1)]
+    assert 0 <= value["steps"][0]["start"] <= value["steps"][1]["start"] <= value["seconds"]
+    assert trace.TIMELINE not in os.environ
+
+
+def test_a_failed_operation_has_its_timeline_too(tmp_path: Path) -> None:
+    target = tmp_path / "t.json"
+    with pytest.raises(ValueError, match="broken"), timeline.recording(str(target), "x"), trace.span("dump"):
+        raise ValueError("broken")
+    assert [step["name"] for step in json.loads(target.read_text())["steps"]] == ["dump"]
+
+
+def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
+    target = tmp_path / "t.html"
+    hostile = '"><script>alert(1)</script><img src=http://x.example/>'
+    with timeline.recording(str(target), hostile), trace.span(hostile), trace.call(["/bin/x", hostile]):
+        pass
+    page = Page(target.read_text())
+    assert not {"script", "img", "link", "iframe"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")]
+    assert page.tags.count("rect") == 2
+
+
+def test_other_names_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    ran = []
+    with pytest.raises(UsageError, match=r"neither \.json nor \.html"):
+        with timeline.recording(str(tmp_path / "t.png"), "x"):
+            ran.append(1)
+    assert not ran
