@@ -145,13 +145,13 @@ def _movable(pid: int, said: dict[str, str]) -> bool:
         return False
     if int(said["SigCgt"], 16) & _SIGCONT or (int(said["ShdPnd"], 16)) & (_SIGCONT | _SIGSTOP):
         return False
+    # Only the first thread's mask decides whether an unhandled SIGCONT vanishes or stays pending for all to see
+    # (kernel/signal.c, sig_ignored); helper threads often block every signal (jemalloc's, redis').
+    if int(said["SigBlk"], 16) & _SIGCONT:
+        return False
     for thread in threads(pid):
         one = status(thread)
-        if (
-            one.get("TracerPid") != "0"
-            or int(one["SigBlk"], 16) & _SIGCONT
-            or int(one["SigPnd"], 16) & _SIGSTOP
-        ):
+        if one.get("TracerPid") != "0" or int(one["SigPnd"], 16) & _SIGSTOP:
             return False
     return not _is_job(pid) and _native(pid)
 

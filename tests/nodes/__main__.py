@@ -7,7 +7,7 @@ import sys
 import time
 
 from cryoci.errors import CryociError
-from tests.nodes import machine, tree, workload
+from tests.nodes import machine, services, tree, workload
 
 STEPS = (
     ("tree", tree.debian),
@@ -15,6 +15,7 @@ STEPS = (
     ("cryoci", tree.checkout),
     ("workload", workload.layer),
     ("machine image", machine.image),
+    ("services", services.rootfs),
 )
 
 

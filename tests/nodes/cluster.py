@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 
 from cryoci.errors import ConflictError
@@ -71,8 +72,11 @@ class Cluster:
         run_mib: int = 512,
         tmp_mib: int = 2048,
         disk: bool = False,
+        shown: Mapping[str, Path] | None = None,
     ) -> NamespaceNode:
         """Start a namespace node (0.1 s once the tree is built); `files` maps paths to text.
+
+        `shown` maps paths to directories of the host, which it sees there read-only.
 
         Its writable storage is a tmpfs of at most `scratch_mib` MiB, or with `disk` a directory of the host.
         Raises ConflictError when the name is taken, UnsupportedError when the host cannot start one.
@@ -82,7 +86,8 @@ class Cluster:
             self.nodes.append(node)
         etc = {**defaults.files(name), **defaults.namespace_files(), **(files or {})}
         storage = host.DISKS / self.id / name if disk else None
-        node.start(etc, disk=storage, scratch_mib=scratch_mib, run_mib=run_mib, tmp_mib=tmp_mib)
+        sizes = {"scratch_mib": scratch_mib, "run_mib": run_mib, "tmp_mib": tmp_mib}
+        node.start(etc, disk=storage, shown=shown or {}, **sizes)
         self._tell_hosts()
         return node
 

@@ -25,6 +25,7 @@ from typing import Any
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS = 0x20000, 0x02000000, 0x04000000
 CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MS_BIND = 2, 4, 8, 0x4000, 1 << 18, 0x1000
+MS_RDONLY, MS_REMOUNT = 1, 32
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 MNT_DETACH = 2
@@ -223,6 +224,10 @@ def enter_root(spec: Spec) -> None:
         os.makedirs(source, exist_ok=True)
         os.makedirs(root + path, exist_ok=True)
         mount(source, root + path, None, MS_BIND)
+    for path, source in spec["shown"].items():
+        os.makedirs(root + path, exist_ok=True)
+        mount(source, root + path, None, MS_BIND)
+        mount(None, root + path, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
     for path, text in spec["files"].items():
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         if os.path.islink(root + path):

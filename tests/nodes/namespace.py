@@ -42,9 +42,19 @@ class NamespaceNode(Node):
         self._running: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, files: Mapping[str, str], *, disk: Path | None, scratch_mib: int, run_mib: int, tmp_mib: int
+        self,
+        files: Mapping[str, str],
+        *,
+        disk: Path | None,
+        scratch_mib: int,
+        run_mib: int,
+        tmp_mib: int,
+        shown: Mapping[str, Path],
     ) -> None:
-        """Start it with `files` (path to text) on its overlay; sizes are of its tmpfs mounts, in MiB."""
+        """Start it with `files` (path to text) on its overlay; sizes are of its tmpfs mounts, in MiB.
+
+        `shown` maps paths in it to directories of the host.
+        """
         scratch = tree.CACHE / "scratch"  # only a mount point; every node has its own mount there
         scratch.mkdir(parents=True, exist_ok=True)
         if disk is not None:
@@ -53,6 +63,7 @@ class NamespaceNode(Node):
             "name": self.name, "cgroup": str(self.cgroup), "lower": [str(p) for p in workload.lower()],
             "scratch": str(scratch), "disk": None if disk is None else str(disk), "scratch_mib": scratch_mib,
             "run_mib": run_mib, "tmp_mib": tmp_mib, "files": dict(files),
+            "shown": {path: str(directory) for path, directory in shown.items()},
         })  # fmt: skip
         self.pid = self._supervisor.pid
         self._switch.plug(self._port, self.pid, self.address)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real service in a container that is checkpointed and restored on its node, and its client on that node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.nodes import services, workload
+from tests.nodes.namespace import NamespaceNode
+
+CONFIG = "/etc/cryoci/config.toml"
+PROGRAMS = Path(__file__).with_name("services")
+
+
+class Service:
+    """A container of one service, with nothing left of it after the with block."""
+
+    def __init__(self, node: NamespaceNode, kind: str, name: str, argv: tuple[str, ...]) -> None:
+        self.node, self.kind, self.name, self.argv = node, kind, f"{name}-{kind}", argv
+        self.base = f"/srv/{self.name}"
+
+    def __enter__(self) -> Service:
+        self.configure("criu")
+        services.bundle(self.node, self.base, self.argv)
+        argv = ["cryoci-runtime", "run", "-d", "-b", self.base, self.name]
+        workload.detach(self.node, argv, f"{self.base}/log")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.node.run(["cryoci-runtime", "delete", "-f", self.name], check=False)
+        self.node.sh(f"umount {self.base}/rootfs && rm -rf {self.base}")
+
+    def configure(self, engine: str) -> None:
+        """Who moves memory in its next checkpoint; small areas are large enough."""
+        memory = f'[memory]\nengine = "{engine}"\nthreshold = "1M"\nchunk = "8M"\n'
+        self.node.write(CONFIG, f'[runtime]\npath = "{self.kind}"\n{memory}')
+
+    @property
+    def images(self) -> str:
+        return f"{self.base}/img"
+
+    def checkpoint(self, engine: str) -> int:
+        """Checkpoint it; returns the MiB that went past CRIU."""
+        self.configure(engine)
+        self.node.sh(f"rm -rf {self.images}")
+        flags = ["--image-path", self.images, "--tcp-established"]
+        self.node.run(["cryoci-runtime", "checkpoint", *flags, self.name], timeout=120)
+        files = self.node.sh(f"cd {self.images} && stat -c %s cryoci-memory-*.img 2>/dev/null || true")
+        moved = sum(int(size) for size in files.split()) >> 20
+        assert (moved > 0) == (engine == "parallel"), files
+        return moved
+
+    def restore(self) -> None:
+        # runc has deleted it with its checkpoint, crun has not
+        self.node.run(["cryoci-runtime", "delete", self.name], check=False)
+        argv = ["cryoci-runtime", "restore", "-d", "-b", self.base]
+        argv += ["--image-path", self.images, "--tcp-established", self.name]
+        workload.detach(self.node, argv, f"{self.base}/log")
+
+    def execute(self, *argv: str) -> str:
+        """Run a program in the container; returns what it says."""
+        said = self.node.run(["cryoci-runtime", "exec", self.name, *argv])
+        return said.stdout.decode()
+
+
+class Client:
+    """A program of tests/node/services that runs on the node: a line of JSON to it, a line of JSON from it."""
+
+    def __init__(self, node: NamespaceNode, program: str, *argv: str) -> None:
+        node.write(f"/srv/{program}", (PROGRAMS / program).read_text())
+        words = ["python3", f"/srv/{program}", *argv]
+        self.process = node.popen(words, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def ask(self, what: str) -> Any:
+        """Its answer to a request. Raises AssertionError with what it said when that is none."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"ask": what}).encode() + b"\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        try:
+            return json.loads(line)
+        except ValueError:
+            said = (line + self.process.stdout.read()).decode(errors="replace")
+            raise AssertionError(f"the client failed: {said}") from None
+
+
+def until(call: Any, timeout: float = 30) -> Any:
+    """The first answer of `call` that is no AssertionError and not None."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            if (answer := call()) is not None:
+                return answer
+        except AssertionError:
+            if time.monotonic() > end:
+                raise
+        if time.monotonic() > end:
+            raise AssertionError(f"no answer within {timeout:g} s")
+        time.sleep(0.1)
