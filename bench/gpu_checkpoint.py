@@ -26,7 +26,7 @@ WAYS = {
 }
 
 
-def measure(way: str, gib: float) -> dict[str, Any]:
+def measure(way: str, gib: float, timelines: Path) -> dict[str, Any]:
     """One checkpoint and restore of a training container that holds `gib` GiB; seconds and GB."""
     node = Node("runc")
     config = BASE / "config.bench.toml"
@@ -37,12 +37,16 @@ def measure(way: str, gib: float) -> dict[str, Any]:
     try:
         with nvml.opened() as management:
             held = sum(management.used_by()[trainer.pid].values()) / 1e9
+        name = f"{timelines}/{way.replace(', ', '-').replace(' ', '-')}-{gib:g}"
         at = time.monotonic()
-        said = node.cryoci("checkpoint", "bench", "--rootfs", "none", "-o", str(where), "--json").stdout
+        said = node.cryoci(
+            *("checkpoint", "bench", "--rootfs", "none", "-o", str(where), "--json"),
+            *("--timeline", f"{name}-checkpoint.json"),
+        ).stdout
         out = time.monotonic() - at
         steps = json.loads(said)["seconds"]
         at = time.monotonic()
-        trainer.restore(str(where))
+        trainer.restore(str(where), "--timeline", f"{name}-restore.json")
         back = time.monotonic() - at
         return {
             "way": way,
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, nargs="+", default=[12, 40])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--timelines", type=Path, default=Path("/tmp"), help="where the timelines go")
     asked = parser.parse_args()
     with nvml.opened() as management:
         lines = [
@@ -73,7 +78,7 @@ def main() -> None:
         ]
     for gib in asked.gib:
         for way in asked.ways:
-            row = measure(way, gib)
+            row = measure(way, gib, asked.timelines)
             lines.append(
                 f"| {row['GB']:.1f} | {way} | {row['checkpoint']:.1f} | {row['gpu']:.1f} | {row['dump']:.1f} | "
                 f"{row['restore']:.1f} |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.node.subject import (
     records,
     runs_on,
 )
+from tests.nodes.node import Node
 
 pytestmark = pytest.mark.node
 
@@ -47,6 +49,11 @@ def travel(site: Site, reference: str) -> str:
         path = reference.split(":")[1]
         shutil.copytree(site.a.path(path), site.b.path(path))
     return reference
+
+
+def timeline(node: Node, path: str) -> dict[str, dict[str, Any]]:
+    """The steps in a timeline of a node, by name."""
+    return {step["name"]: step for step in json.loads(node.sh(f"cat {path}"))["steps"]}
 
 
 @kinds
@@ -92,10 +99,16 @@ def test_a_copy_and_the_second_generation(site: Site, kind: Kind) -> None:
     mark(subject)
     before = subject.ask()
     first = f"{site.registry}/checkpoints/{subject.name}:first"
-    subject.checkpoint(first)
+    subject.checkpoint(first, "--timeline", "/srv/checkpoint.json")
+    took = timeline(site.a, "/srv/checkpoint.json")
+    assert {"freeze", "dump", "store", "stop"} <= took.keys() and took["store"]["bytes"] > 0
+    assert any(" checkpoint " in name and took[name]["depth"] > took["dump"]["depth"] for name in took)
     subject.remove()
     there, copy = subject.on(site.b), subject.on(site.b, f"{subject.name}-copy")
-    there.restore(first)
+    there.restore(first, "--timeline", "/srv/restore.json")
+    took = timeline(site.b, "/srv/restore.json")
+    assert {"fetch", "restore"} <= took.keys() and took["fetch"]["bytes"] > 0
+    assert any(" restore " in name and took[name]["depth"] > took["restore"]["depth"] for name in took)
     copy.restore(first, "--name", copy.name)
     seen = there.wait(before["count"] + 3)
     runs_on(before, seen)
