@@ -33,9 +33,10 @@ REPO = Path(__file__).resolve().parents[2]
 CACHE = REPO / ".cache" / "node"
 SUITE = "trixie"
 PACKAGES = (
-    "aardvark-dns", "age", "buildah", "ca-certificates", "checkpointctl", "conmon", "containerd", "containernetworking-plugins",
-    "cosign", "criu", "crun", "docker-registry", "iproute2", "iptables", "kmod", "libcriu2", "netavark", "nftables", "oras", "podman",
-    "procps", "python3", "python3-venv", "runc", "skopeo", "strace", "zstd",
+    "aardvark-dns", "age", "buildah", "ca-certificates", "checkpointctl", "conmon", "containerd",
+    "containernetworking-plugins", "cosign", "criu", "crun", "docker-registry", "iproute2", "iptables", "kmod",
+    "libcriu2", "netavark", "nftables", "oras", "podman", "procps", "python3", "python3-venv", "runc", "skopeo",
+    "strace", "zstd",
 )  # fmt: skip
 # Linux 6.16 made SO_PASSCRED an error on sockets that are not unix ones, and CRIU before 4.2 then dumps no
 # TCP socket at all ("sockets: Can't get 1:16 opt"). Trixie has 4.1.1, so CRIU comes from the next suite.
