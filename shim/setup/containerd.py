@@ -53,9 +53,8 @@ def _alone(facts: Facts, base: Read) -> Plan:
         )
     full = read.containerd(facts)
     winner = _last_with_cri(facts, config) if number == 2 else None
-    files = [winner] if winner else [read.CONTAINERD]
-    files += read.imports(facts, config) if number == 3 else []
-    block = _block(facts, full if full else config, number, forgets=_forgets(files, number, base))
+    forgets = number == 2 and _forgets(winner or read.CONTAINERD, base)
+    block = _block(facts, full if full else config, number, forgets=forgets)
     where = _imported(config) if number == 3 else None
     if where:
         path = f"{where}/{DROP_IN}"
@@ -126,15 +125,14 @@ def _last_with_cri(facts: Facts, config: dict[str, Any]) -> str | None:
     return found[-1] if found else None
 
 
-def _forgets(paths: list[str], number: int, base: Read) -> bool:
-    """Whether none of the user's files has the handler runc.
+def _forgets(path: str, base: Read) -> bool:
+    """Whether the file has no handler runc, by the user.
 
-    containerd drops the one that it has by itself when a file names another, and its CRI plugin does not load then
-    ("no corresponding runtime configured", 1.7.24).
+    containerd 1 drops the one that it has by itself when a file names another, and its CRI plugin does not load then
+    ("no corresponding runtime configured", 1.7.24); containerd 2 keeps it.
     """
-    plugin = read.CRI_V3 if number == 3 else read.CRI_V2
-    tables = (_parse(base(path) or b"", path) for path in paths)
-    return not any(read.table(one, "plugins", plugin, "containerd", "runtimes", "runc") for one in tables)
+    config = _parse(base(path) or b"", path)
+    return not read.table(config, "plugins", read.CRI_V2, "containerd", "runtimes", "runc")
 
 
 def _block(facts: Facts, config: dict[str, Any], number: int, *, forgets: bool = False) -> str:
