@@ -52,14 +52,15 @@ def _alone(facts: Facts, base: Read) -> Plan:
             hint="containerd config migrate > /etc/containerd/config.toml.new, look at it, and put it in place",
         )
     full = read.containerd(facts)
-    block = _block(facts, full if full else config, number)
+    winner = _last_with_cri(facts, config) if number == 2 else None
+    forgets = number == 2 and _forgets(winner or read.CONTAINERD, base)
+    block = _block(facts, full if full else config, number, forgets=forgets)
     where = _imported(config) if number == 3 else None
     if where:
         path = f"{where}/{DROP_IN}"
         text = f"# Written by `cryoci install`; `cryoci uninstall` removes it.\nversion = 3\n\n{block}"
         change = Change(path, base(path), text.encode(), whole=True)
     else:
-        winner = _last_with_cri(facts, config) if number == 2 else None
         path, raw = (winner, base(winner)) if winner else (read.CONTAINERD, raw)
         start = raw.decode() if raw and raw.strip() else f"version = {number}\n"
         after = with_block(start, block)
@@ -124,13 +125,30 @@ def _last_with_cri(facts: Facts, config: dict[str, Any]) -> str | None:
     return found[-1] if found else None
 
 
-def _block(facts: Facts, config: dict[str, Any], number: int) -> str:
+def _forgets(path: str, base: Read) -> bool:
+    """Whether the file has no handler runc, by the user.
+
+    containerd 1 drops the one that it has by itself when a file names another, and its CRI plugin does not load then
+    ("no corresponding runtime configured", 1.7.24); containerd 2 keeps it.
+    """
+    config = _parse(base(path) or b"", path)
+    return not read.table(config, "plugins", read.CRI_V2, "containerd", "runtimes", "runc")
+
+
+def _block(facts: Facts, config: dict[str, Any], number: int, *, forgets: bool = False) -> str:
     """The handler's tables, in the words of the file's version. Cgroups are as for the default handler."""
     plugin = read.CRI_V3 if number == 3 else read.CRI_V2
     cri = read.table(config, "plugins", plugin, "containerd")
-    default = read.table(cri, "runtimes", str(cri.get("default_runtime_name", "runc")), "options")
-    table = f"[plugins.'{plugin}'.containerd.runtimes.{HANDLER}"
+    name = str(cri.get("default_runtime_name", "runc"))
+    default = read.table(cri, "runtimes", name, "options")
+    runtimes = f"[plugins.'{plugin}'.containerd.runtimes"
+    table = f"{runtimes}.{HANDLER}"
     lines = [
+        *(
+            [f"{runtimes}.runc]", '  runtime_type = "io.containerd.runc.v2"']
+            if forgets and name == "runc"
+            else []
+        ),
         f"{table}]",
         '  runtime_type = "io.containerd.runc.v2"',
         "  # annotations of pods that reach cryoci-runtime",

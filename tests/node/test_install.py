@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import tree
 from tests.nodes.namespace import NamespaceNode
 
 pytestmark = pytest.mark.node
@@ -42,6 +43,25 @@ def test_install_and_uninstall(node: NamespaceNode) -> None:
     node.run(["cryoci", "uninstall"])
     assert node.sh(SUMS) == before
     assert "nothing to undo" in node.run(["cryoci", "uninstall"]).stdout.decode()
+
+
+@pytest.mark.parametrize("version", ["1.7", "2"])
+@pytest.mark.parametrize("given", ["debian", "nothing"])
+def test_containerds_cri_loads_with_what_is_written(node: NamespaceNode, version: str, given: str) -> None:
+    """containerd 1 drops its default handler when a file names another; `config dump` does not say so."""
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    env = {"PATH": path if version == "1.7" else f"{tree.NEW_CONTAINERD}/usr/bin:{path}"}
+    if given == "nothing":
+        node.run(["rm", "/etc/containerd/config.toml"])
+    said = node.run(["cryoci", "install", "--engine=containerd"], env=env).stdout.decode()
+    assert f"containerd {version}" in said
+    node.run(["/bin/sh", "-c", "setsid containerd >/var/log/containerd.log 2>&1 </dev/null &"], env=env)
+    node.sh("for i in $(seq 100); do ctr version >/dev/null 2>&1 && exit 0; sleep 0.1; done; exit 1")
+    plugins = node.run(["ctr", "plugins", "ls"], env=env).stdout.decode()
+    states = [line.split()[-1] for line in plugins.splitlines() if ".grpc.v1 " in line and " cri " in line]
+    assert states == ["ok"], node.read("/var/log/containerd.log").decode()
+    rows = json.loads(node.run(["cryoci", "status", "--json"], env=env).stdout)["engines"]
+    assert {row["engine"]: row["state"] for row in rows}["containerd"] == "installed"
 
 
 def test_a_broken_containerd_configuration_is_not_touched(node: NamespaceNode) -> None:

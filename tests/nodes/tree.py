@@ -33,9 +33,10 @@ REPO = Path(__file__).resolve().parents[2]
 CACHE = REPO / ".cache" / "node"
 SUITE = "trixie"
 PACKAGES = (
-    "aardvark-dns", "age", "buildah", "ca-certificates", "checkpointctl", "conmon", "containerd", "cosign", "criu",
-    "crun", "docker-registry", "iproute2", "iptables", "kmod", "libcriu2", "netavark", "nftables", "oras", "podman",
-    "procps", "python3", "python3-venv", "runc", "skopeo", "strace", "zstd",
+    "aardvark-dns", "age", "buildah", "ca-certificates", "checkpointctl", "conmon", "containerd",
+    "containernetworking-plugins", "cosign", "criu", "crun", "docker-registry", "iproute2", "iptables", "kmod",
+    "libcriu2", "netavark", "nftables", "oras", "podman", "procps", "python3", "python3-venv", "runc", "skopeo",
+    "strace", "zstd",
 )  # fmt: skip
 # Linux 6.16 made SO_PASSCRED an error on sockets that are not unix ones, and CRIU before 4.2 then dumps no
 # TCP socket at all ("sockets: Can't get 1:16 opt"). Trixie has 4.1.1, so CRIU comes from the next suite.
@@ -73,6 +74,13 @@ _NEW_COSIGN = f"""chroot "$1" sh -euc '
     apt-get -q download cosign/{NEXT_SUITE}
     dpkg-deb -x cosign_*.deb . && rm -r cosign_*.deb usr/share && usr/bin/cosign version
 '"""
+# Trixie's containerd is 1.7; 2 has another configuration and other checkpoints.
+NEW_CONTAINERD = "/opt/containerd-2"
+_NEW_CONTAINERD = f"""chroot "$1" sh -euc '
+    mkdir -p {NEW_CONTAINERD} && cd {NEW_CONTAINERD}
+    apt-get -q download containerd/{NEXT_SUITE}
+    dpkg-deb -x containerd_*.deb . && rm -r containerd_*.deb etc usr/share && usr/bin/containerd --version
+'"""
 # What the sources of the wheel are; everything else in the checkout does not change a node.
 SOURCES = (
     "pyproject.toml",
@@ -107,7 +115,7 @@ def require_root() -> None:
 
 def debian() -> Path:
     """The Debian tree, built when its package list is new. Raises PrivilegeError, UnsupportedError."""
-    name = f"tree-{digest([SUITE, *PACKAGES, PREFERENCES, _OLD_CRIU, _NEW_COSIGN, *_DPKG])}"
+    name = f"tree-{digest([SUITE, *PACKAGES, PREFERENCES, _OLD_CRIU, _NEW_COSIGN, _NEW_CONTAINERD, *_DPKG])}"
     return cached(name, lambda path: mmdebstrap(path, PACKAGES, variant="minbase"))
 
 
@@ -204,7 +212,7 @@ def mmdebstrap(path: Path, packages: Iterable[str], *, variant: str) -> None:
     program = which("mmdebstrap")
     options = [f"--dpkgopt={o}" for o in _DPKG]
     options += [f"--aptopt={key} {_quote(value)}" for key, value in apt_settings()]
-    extra = [_OLD_CRIU, _NEW_COSIGN] if variant == "minbase" else []
+    extra = [_OLD_CRIU, _NEW_COSIGN, _NEW_CONTAINERD] if variant == "minbase" else []
     hooks = [f"--setup-hook={_PINS}", *(f"--customize-hook={script}" for script in extra)]
     url = mirror()
     result = subprocess.run(

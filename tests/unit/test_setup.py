@@ -40,6 +40,7 @@ WHERE: dict[str, tuple[str, str, bool]] = {
     "crio-1.31-openshift": ("crio", "/etc/crio/crio.conf.d/99-cryoci.conf", True),
     "crio-1.34-pkgs": ("crio", "/etc/crio/crio.conf.d/99-cryoci.conf", True),
     "containerd-1.7-default": ("containerd", "/etc/containerd/config.toml", False),
+    "containerd-1.7-debian": ("containerd", "/etc/containerd/config.toml", False),
     "containerd-1.7-kubeadm": ("containerd", "/etc/containerd/config.toml", False),
     "containerd-1.7-imports": ("containerd", "/etc/containerd/conf.d/10-nvidia.toml", False),
     "containerd-2.0-v3": ("containerd", "/etc/containerd/config.toml", False),
@@ -92,6 +93,16 @@ def install(facts: Facts, engine: str = "auto", runtime: str | None = None) -> l
         changed += [c.path for c in store.pending(one)]
         store.apply(one)
     return changed
+
+
+def test_containerds_own_handler_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """containerd 1 forgets it when a file has a table of handlers, and so it is written where nobody has."""
+    written = {}
+    for layout in ("containerd-1.7-debian", "containerd-1.7-kubeadm"):
+        facts = node(tmp_path / layout, layout, monkeypatch, "containerd")
+        (one,) = engines.plans(facts, Store(facts), "containerd", None)
+        written[layout] = one.changes[0].after.decode().count(".containerd.runtimes.runc]")
+    assert written == {"containerd-1.7-debian": 1, "containerd-1.7-kubeadm": 1}
 
 
 def test_there_are_twelve_layouts() -> None:
@@ -153,7 +164,12 @@ def test_all_else_is_as_it_was_to_containerd(
     old = read.table(before, "plugins", read.cri(after)[0], "containerd", "runtimes")
     wanted = read.table(old, "runc", "options").get("SystemdCgroup")
     assert handler["options"].get("SystemdCgroup", False) == bool(wanted)
+    if not old.get("runc"):  # what containerd has by itself as long as no file names a handler
+        own = read.table(cri, "containerd", "runtimes")
+        assert own.pop("runc") == {"runtime_type": "io.containerd.runc.v2"}
     pruned, plugins = without_ours(after), before.get("plugins")
+    if layout == "containerd-1.7-debian":
+        assert pruned["plugins"][read.CRI_V2].pop("containerd") == {"runtimes": {}}
     if plugins is None:  # tables that lead to the handler
         pruned.pop("plugins")
     elif layout == "containerd-2.2-conf.d":
