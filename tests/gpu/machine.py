@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """This machine as a node with a real GPU: containers of PyTorch on its own root file system, under runc or crun.
 
-The root is an overlay over this machine's, so that its PyTorch and CUDA libraries are there; changes stay in a
-tmpfs. The GPU's device nodes and the driver's folder are given as an engine with CDI would.
+The root is an overlay over this machine's (or over GPU_BASE), so that its PyTorch and CUDA libraries are there;
+changes stay in a tmpfs. The GPU's device nodes and the driver's folder are given as an engine with CDI would.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 # Without PyTorch this is a rehearsal on the fake driver (tests/node/test_gpu_suite.py), with programs to match.
 STAND_IN = importlib.util.find_spec("torch") is None
 BASE = Path("/srv/cryoci-gpu")
+LOWER = os.environ.get("GPU_BASE", "/")  # what the containers' root is an overlay of
 DRIVER_FOLDER = "/usr/local/nvidia"
 CONFIG = '[runtime]\npath = "{below}"\n[criu]\nnetwork-lock = "skip"\n[gpu]\nlock-timeout = 30\n'
 STARTUP = 120.0  # seconds until PyTorch's first step
@@ -74,7 +75,7 @@ class Node:
 
     def runtime(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         argv = [sys.executable, "-IS", str(LAUNCHER), *words]
-        return subprocess.run(argv, env=self.environment, capture_output=True)
+        return subprocess.run(argv, env=self.environment, capture_output=True, timeout=90)
 
     def refused(self, *words: str) -> str:
         """Run what must be refused; returns what it said."""
@@ -94,6 +95,7 @@ class Program:
     files: tuple[str, ...] = ()
     binds: tuple[Path, ...] = ()
     environment: tuple[str, ...] = ()
+    driver_folder = True  # the driver's files where this machine has them
 
     def __init__(self, node: Node, name: str) -> None:
         self.node = node
@@ -124,7 +126,7 @@ class Program:
             (self.directory / name).mkdir(parents=True)
         for name in self.files:
             shutil.copy(HERE / name, self.directory / "upper/app" / name)
-        layers = f"lowerdir=/,upperdir={self.directory}/upper,workdir={self.directory}/work"
+        layers = f"lowerdir={LOWER},upperdir={self.directory}/upper,workdir={self.directory}/work"
         subprocess.run(
             ["mount", "-t", "overlay", "overlay", "-o", layers, str(self.directory / "rootfs")], check=True
         )
@@ -153,7 +155,7 @@ class Program:
             if mount["destination"] == "/dev/shm":
                 mount["options"] = ["nosuid", "noexec", "nodev", "mode=1777", "size=4g"]
         folders = [str(one) for one in self.binds]
-        if os.path.ismount(DRIVER_FOLDER):
+        if self.driver_folder and os.path.ismount(DRIVER_FOLDER):
             folders.append(DRIVER_FOLDER)
         for one in folders:
             options = ["rbind", "ro", "rprivate"]
