@@ -10,6 +10,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # The Python that has PyTorch.
 GPU_PYTHON ?= python3
+# Such as: -k "share or guard".
+GPU_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -62,7 +64,7 @@ test: check ## check, then every test that this machine can run
 	exit $$failed
 
 test-gpu: ## the suite on this machine's real NVIDIA GPU (root; needs PyTorch, criu, runc, crun)
-	$(GPU_PYTHON) -m pytest -v -s -p no:cacheprovider tests/gpu
+	$(GPU_PYTHON) -m pytest -v -s -p no:cacheprovider tests/gpu $(GPU_ARGS)
 
 gpu-kit: venv ## build/gpu-kit.tar.xz: criu, runc, crun and packages for a GPU machine that has none
 	$(BIN)/python -m tests.gpu.kit build/gpu-kit.tar.xz

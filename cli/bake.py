@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from cryoci.cli import app_options, criu_options, output
     short_help="Start a container, wait until it is ready, and make a checkpoint image of it.",
     context_settings={"allow_interspersed_args": False},
 )
-@click.argument("image")
+@click.argument("image", required=False)
 @click.argument("words", nargs=-1, metavar="[COMMAND]...", type=click.UNPROCESSED)
 @click.option(
     "-o", "--output", "target", metavar="REF", required=True, help="NAME, oci:LAYOUT:TAG or HOST/REPO:TAG."
@@ -42,6 +43,18 @@ from cryoci.cli import app_options, criu_options, output
     metavar="OPTION",
     help="Option of podman run, such as --podman=--env=A=B; repeatable.",
 )
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="Instead of IMAGE: start this OCI bundle by runc or crun, without podman.",
+)
+@click.option(
+    "--rootfs",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="none: leave the bundle's files out; a restore gets a bundle with the same.",
+)
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
 @app_options.hooks("pre-checkpoint")
@@ -50,9 +63,9 @@ from cryoci.cli import app_options, criu_options, output
 @output.json_option
 @output.quiet_option
 def command(
-    image: str, words: tuple[str, ...], target: str, as_json: bool, quiet: bool, **rest: Any
+    image: str | None, words: tuple[str, ...], target: str, as_json: bool, quiet: bool, **rest: Any
 ) -> None:
-    """Run IMAGE under podman, wait until it is ready, checkpoint it to REF, and remove it.
+    """Run IMAGE under podman (or a bundle), wait until it is ready, checkpoint it to REF, and remove it.
 
     All conditions must hold, in the order http, port, log, command. App hooks are done before the checkpoint. A
     restore of REF then starts where the container was ready.
@@ -61,13 +74,14 @@ def command(
     Examples:
       cryoci bake --ready-http http://127.0.0.1:8000/health -o registry.example:5000/warm/llm:1 vllm/vllm-openai
       cryoci bake --ready-log 'ready to accept' --podman=--env=POSTGRES_PASSWORD=x -o db:1 postgres
+      cryoci bake --ready-port 8000 -o llm:1 --rootfs none --bundle /srv/llm
     """
     from cryoci import durations
     from cryoci.cli.signals import unwinding
     from cryoci.errors import UsageError
     from cryoci.ociimage import reference
     from cryoci.shim.engines.options import DumpOptions
-    from cryoci.uses import bake, ready
+    from cryoci.uses import bake, bake_start, ready
 
     goal = reference.parse(target)
     if not isinstance(goal, (reference.LayoutRef, reference.RegistryRef)):
@@ -77,15 +91,25 @@ def command(
     kinds: tuple[Any, ...] = ("http", "port", "log", "command")
     checks = tuple(ready.Check(kind, value) for kind in kinds for value in rest.pop(f"ready_{kind}"))
     compression = rest.pop("compression")
+    bundle, podman, rootfs = rest.pop("bundle"), rest.pop("podman"), rest.pop("rootfs")
+    name = rest.pop("name") or f"bake-{secrets.token_hex(4)}"
+    if (bundle is None) == (image is None) or (bundle is not None and podman):
+        raise UsageError("nobody can tell what to start", hint="give IMAGE [COMMAND], or --bundle DIR alone")
+    if bundle is None and rootfs == "none":
+        raise UsageError(
+            "--rootfs none is for bundles: podman's changed files go with it", hint="leave it out"
+        )
     recipe = bake.Recipe(
-        image=image,
-        command=words,
-        name=rest.pop("name") or f"bake-{secrets.token_hex(4)}",
+        start=bake_start.Podman(name, podman, image or "", words)
+        if bundle is None
+        else bake_start.Bundle(name, bundle),
         checks=checks,
-        podman=rest.pop("podman"),
         timeout=durations.parse(rest.pop("ready_timeout")),
         dump=DumpOptions(
-            volumes=rest.pop("volumes"), criu=criu_options.take(rest), hooks=app_options.take(rest)
+            rootfs=rootfs,
+            volumes=rest.pop("volumes"),
+            criu=criu_options.take(rest),
+            hooks=app_options.take(rest),
         ),
     )
     with unwinding(), output.progress(quiet or as_json) as progress:

@@ -55,6 +55,13 @@ def command() -> None:
     metavar="TIME",
     help="A container that crashes sooner after its restore makes that checkpoint suspect: an older one is next.",
 )
+@click.option(
+    "--rootfs",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="none: leave the files of a bare container where they are, in its bundle, also at a restore.",
+)
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @output.metrics_option
@@ -83,7 +90,13 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
         restores=on_failure == "restore",
         stable=durations.parse(stable),
         root=root,
-        dump=DumpOptions(leave_running=True, volumes=rest.pop("volumes"), criu=criu, hooks=hooks),
+        dump=DumpOptions(
+            leave_running=True,
+            rootfs=rest.pop("rootfs"),
+            volumes=rest.pop("volumes"),
+            criu=criu,
+            hooks=hooks,
+        ),
         hooks=hooks,
         registry=output.options(**rest),
     )

@@ -4,32 +4,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from cryoci.command import run, which
-from cryoci.errors import NotFoundError, UsageError
+from cryoci.errors import UsageError
 from cryoci.files import scratch
 from cryoci.ociimage import image
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
-from cryoci.shim.engines import podman
 from cryoci.shim.engines.checkpoint import checkpoint
 from cryoci.shim.engines.options import DumpOptions
 from cryoci.uses import ready
+from cryoci.uses.bake_start import Start
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to run: `podman run PODMAN --name=NAME IMAGE COMMAND`; `timeout` in seconds, until it is ready."""
+    """What to start, and when it is ready; `timeout` in seconds, until it is."""
 
-    image: str
-    command: tuple[str, ...]
-    name: str
+    start: Start
     checks: tuple[ready.Check, ...]
-    podman: tuple[str, ...] = ()
     timeout: float = 600.0
     dump: DumpOptions = field(default_factory=DumpOptions)
 
@@ -57,16 +52,13 @@ def bake(
             "nobody can tell when the container is ready",
             hint="give --ready-http URL, --ready-port PORT, --ready-log REGEX or --ready-command COMMAND",
         )
-    which("podman")
-    began = time.monotonic()
+    start, began = recipe.start, time.monotonic()
     with ExitStack() as undo, scratch("bake.") as place:
-        undo.callback(_remove, recipe.name, _exists(recipe.name))
-        run(_argv(recipe), hint="it is podman that refused: the same command by hand says more")
-        ready.wait(recipe.name, recipe.checks, recipe.timeout)
+        undo.callback(start.remove)
+        start.start()
+        ready.wait(start, recipe.checks, recipe.timeout)
         seconds = {"start": time.monotonic() - began}
-        container = podman.find(recipe.name)
-        if container is None:
-            raise NotFoundError(f"container {recipe.name} was removed while it was baked")
+        container = start.container()
         with checkpoint(container, place / "checkpoint", recipe.dump) as done:
             made = image.push(
                 done.directory,
@@ -76,22 +68,3 @@ def bake(
                 registry_options=registry_options,
             )
     return Baked(made, {**seconds, **done.seconds, "store": made.seconds}, done.warnings)
-
-
-def _argv(recipe: Recipe) -> Sequence[str]:
-    return [
-        *("podman", "run", "--detach", "--quiet", f"--name={recipe.name}"),
-        *recipe.podman,
-        recipe.image,
-        *recipe.command,
-    ]
-
-
-def _exists(name: str) -> bool:
-    return run(["podman", "container", "exists", "--", name], check=False).returncode == 0
-
-
-def _remove(name: str, was_there: bool) -> None:
-    """Remove the container, unless somebody had one of that name before (podman then refuses ours)."""
-    if not was_there:
-        run(["podman", "rm", "--force", "--time=0", "--volumes", "--", name], check=False)

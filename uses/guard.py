@@ -16,10 +16,19 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from cryoci.command import run
-from cryoci.errors import ConflictError, CryociError, HookError, ImageError, NotFoundError, RestoreError
+from cryoci.errors import (
+    ConflictError,
+    CryociError,
+    HookError,
+    ImageError,
+    NotFoundError,
+    RestoreError,
+    UsageError,
+)
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import app, untrusted
 from cryoci.shim import engines as containers
@@ -139,8 +148,9 @@ class Guard:
 
     def _find(self) -> Container:
         found = containers.find(self.state.name, root=self.state.root)
-        _check(found, restores=self._options.restores)
+        _check(found, restores=self._options.restores, rootfs=self._options.dump.rootfs)
         self.state.engine = found.engine
+        self.state.bundle = str(found.bundle) if self._options.dump.rootfs == "none" else ""
         return found
 
     def _begin(self) -> Container:
@@ -280,6 +290,7 @@ class Guard:
             name=state.name,
             engine=state.engine,
             root=state.root,
+            bundle=Path(state.bundle) if state.bundle else None,
             allow=untrusted.ALLOWABLE,  # it was made here, and kept where only root writes, or by its digest
             hooks=self._options.hooks,
         )
@@ -339,8 +350,13 @@ def _status(container: Container) -> str:
         return "gone"
 
 
-def _check(container: Container, *, restores: bool) -> None:
-    """Refuse what would fight with the guard. Raises ConflictError."""
+def _check(container: Container, *, restores: bool, rootfs: str) -> None:
+    """Refuse what would fight with the guard. Raises ConflictError, UsageError."""
+    if container.engine == "podman" and rootfs == "none":
+        raise UsageError(
+            f"container {container.name} is podman's, whose changed files go with its checkpoints",
+            hint="--rootfs none is for bare containers, whose bundle stays",
+        )
     if container.engine != "podman" or not restores:
         return
     if container.auto_remove:

@@ -51,7 +51,8 @@ class State:
     """A guard of container `name`.
 
     `phase` is watching, restoring, or how it ended: finished, stopped, removed, lost. `crashed` is the id of the
-    engine's container that crashed last, kept for a look at it.
+    engine's container that crashed last, kept for a look at it. `bundle` is where a bare container's file system
+    stays, "" when its checkpoints carry it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class State:
     failed: int = 0
     message: str = ""
     crashed: str = ""
+    bundle: str = ""
     kept: list[Kept] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cryoci.command import run
-from cryoci.errors import ConflictError, NotFoundError, UsageError
+from cryoci.errors import ConflictError, UsageError
 from cryoci.shim import app, inside
-from cryoci.shim.engines import podman
+from cryoci.uses.bake_start import Start
 
 _PERIOD = 0.1  # seconds between two looks
 _ONE = 10.0  # seconds that one look may take
-_LOG_LINES = 2000
 
 
 @dataclass(frozen=True)
@@ -47,54 +44,37 @@ class Check:
         return f"--ready-{self.kind} {shlex.quote(self.value)}"
 
 
-def wait(name: str, checks: Sequence[Check], timeout: float) -> None:
-    """Wait until the podman container `name` fulfils all `checks`, in order.
+def wait(start: Start, checks: Sequence[Check], timeout: float) -> None:
+    """Wait until the container fulfils all `checks`, in order.
 
     Raises ConflictError with the container's last words when it ends before, or does not within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     for check in checks:
-        while not _fulfilled(name, check):
+        while not _fulfilled(start, check):
             if time.monotonic() > deadline:
                 raise ConflictError(
-                    f"container {name} was not ready within {timeout:g} s ({check}); it said: {_words(name)}",
+                    f"container {start.name} was not ready within {timeout:g} s ({check}); it said: {_words(start)}",
                     hint="give it more time (--ready-timeout), or correct the condition",
                 )
             time.sleep(_PERIOD)
 
 
-def _fulfilled(name: str, check: Check) -> bool:
-    asked = run(
-        [
-            "podman",
-            "container",
-            "inspect",
-            "--format={{.State.Pid}} {{.State.Status}} {{.State.ExitCode}}",
-            name,
-        ]
-    )
-    pid, status, code = asked.stdout.decode().split()
-    if status != "running":
+def _fulfilled(start: Start, check: Check) -> bool:
+    pid, ended = start.look()
+    if ended:
         raise ConflictError(
-            f"container {name} ended before it was ready, with exit code {code}; it said: {_words(name)}",
+            f"container {start.name} ended before it was ready, {ended}; it said: {_words(start)}",
             hint="run it by hand: see that it starts",
         )
     if check.kind == "port":
-        return inside.answers(int(pid), int(check.value), _ONE)
+        return inside.answers(pid, int(check.value), _ONE)
     if check.kind == "http":
-        return inside.request(int(pid), "GET", check.value, _ONE) == ""
+        return inside.request(pid, "GET", check.value, _ONE) == ""
     if check.kind == "log":
-        return re.search(check.value, _log(name, _LOG_LINES)) is not None
-    container = podman.find(name)
-    if container is None:
-        raise NotFoundError(f"container {name} is gone")
-    return app.execute(container, tuple(shlex.split(check.value)), _ONE) == ""
+        return re.search(check.value, start.log()) is not None
+    return app.execute(start.container(), tuple(shlex.split(check.value)), _ONE) == ""
 
 
-def _log(name: str, lines: int) -> str:
-    argv = ["podman", "logs", f"--tail={lines}", "--", name]
-    return run(argv, check=False, stderr=subprocess.STDOUT).stdout.decode(errors="replace")
-
-
-def _words(name: str) -> str:
-    return " / ".join(_log(name, 5).strip().splitlines()) or "nothing"
+def _words(start: Start) -> str:
+    return " / ".join(start.log(5).strip().splitlines()) or "nothing"

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """This machine as a node with a real GPU: containers of PyTorch on its own root file system, under runc or crun.
 
-The root is an overlay over this machine's, so that its PyTorch and CUDA libraries are there; changes stay in a
-tmpfs. The GPU's device nodes and the driver's folder are given as an engine with CDI would.
+The root is an overlay over this machine's (or over GPU_BASE), so that its PyTorch and CUDA libraries are there;
+changes stay in a tmpfs. The GPU's device nodes and the driver's folder are given as an engine with CDI would.
 """
 
 from __future__ import annotations
 
 import glob
+import importlib.util
 import json
 import os
 import shutil
@@ -20,17 +21,23 @@ from typing import Any
 
 from cryoci.shim.engines.container import LAUNCHER
 
-SOURCE = Path(__file__).with_name("trainer.py")
+HERE = Path(__file__).parent
+# Without PyTorch this is a rehearsal on the fake driver (tests/node/test_gpu_suite.py), with programs to match.
+STAND_IN = importlib.util.find_spec("torch") is None
 BASE = Path("/srv/cryoci-gpu")
+LOWER = os.environ.get("GPU_BASE", "/")  # what the containers' root is an overlay of
 DRIVER_FOLDER = "/usr/local/nvidia"
 CONFIG = '[runtime]\npath = "{below}"\n[criu]\nnetwork-lock = "skip"\n[gpu]\nlock-timeout = 30\n'
-_STARTUP = 180.0  # seconds until PyTorch's first step
+STARTUP = 120.0  # seconds until PyTorch's first step
 
 
 class Node:
-    """Environment and configuration for one runtime below cryoci-runtime."""
+    """Environment and configuration for one runtime below cryoci-runtime.
 
-    def __init__(self, below: str) -> None:
+    Two nodes with another `state` know nothing of each other: no store, no records, no checkpoints in common.
+    """
+
+    def __init__(self, below: str, state: str = "") -> None:
         self.below = below
         BASE.mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(BASE):
@@ -40,7 +47,9 @@ class Node:
         self.environment = {
             **os.environ,
             "CRYOCI_CONFIG": str(config),
-            "CRYOCI_STORE": str(BASE / "store"),
+            "CRYOCI_STORE": str(BASE / f"store{state}"),
+            "CRYOCI_RUN": str(BASE / f"run{state}"),
+            "CRYOCI_LIB": str(BASE / f"lib{state}"),
             "TMPDIR": str(BASE),
         }
 
@@ -49,16 +58,24 @@ class Node:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the CLI; `prelude` is Python that runs in it first."""
         argv = [sys.executable, "-c", f"{prelude}\nfrom cryoci.cli.main import main; main()", *words]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, timeout=300)
+        done = subprocess.run(argv, env=self.environment, capture_output=True, timeout=180)
         if check:
             assert done.returncode == 0, (
                 f"cryoci {' '.join(words)}: {done.stderr.decode()}{done.stdout.decode()}"
             )
         return done
 
+    def daemon(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        """`cryoci WORDS` in the background; `log` gets what it says."""
+        argv = [sys.executable, "-u", "-m", "cryoci.cli.main", *words]
+        with log.open("wb") as f:
+            return subprocess.Popen(
+                argv, env=self.environment, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT
+            )
+
     def runtime(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         argv = [sys.executable, "-IS", str(LAUNCHER), *words]
-        return subprocess.run(argv, env=self.environment, capture_output=True)
+        return subprocess.run(argv, env=self.environment, capture_output=True, timeout=90)
 
     def refused(self, *words: str) -> str:
         """Run what must be refused; returns what it said."""
@@ -69,14 +86,20 @@ class Node:
         return said
 
 
-class Trainer:
-    """A container `name` of the training loop."""
+class Program:
+    """A container `name` of a program of this folder, on the GPUs of this machine.
 
-    def __init__(self, node: Node, name: str, *words: str, children: int = 0) -> None:
+    `files` go to /app; `binds` are directories of this machine that it sees at the same place.
+    """
+
+    files: tuple[str, ...] = ()
+    binds: tuple[Path, ...] = ()
+    environment: tuple[str, ...] = ()
+    driver_folder = True  # the driver's files where this machine has them
+
+    def __init__(self, node: Node, name: str) -> None:
         self.node = node
         self.name = name
-        self.children = children
-        self.words = (*words, "--children", str(children))
         self.directory = BASE / name
         self._cat: subprocess.Popen[bytes] | None = None
 
@@ -84,14 +107,16 @@ class Trainer:
     def bundle(self) -> str:
         return str(self.directory)
 
-    def start(self) -> Trainer:
-        """Start it and wait for its first steps."""
+    def argv(self) -> list[str]:
+        """The command line in the container."""
+        raise NotImplementedError
+
+    def run(self) -> None:
+        """Start it; it is not ready then."""
         self.make_bundle()
         self._detached(
             [sys.executable, "-IS", str(LAUNCHER), "run", "--detach", "--bundle", self.bundle, self.name]
         )
-        self.runs_on(0, seconds=_STARTUP)
-        return self
 
     def make_bundle(self) -> None:
         """The bundle, and its root as an overlay."""
@@ -99,8 +124,9 @@ class Trainer:
             self.remove()
         for name in ("upper/app", "work", "rootfs"):
             (self.directory / name).mkdir(parents=True)
-        shutil.copy(SOURCE, self.directory / "upper/app/trainer.py")
-        layers = f"lowerdir=/,upperdir={self.directory}/upper,workdir={self.directory}/work"
+        for name in self.files:
+            shutil.copy(HERE / name, self.directory / "upper/app" / name)
+        layers = f"lowerdir={LOWER},upperdir={self.directory}/upper,workdir={self.directory}/work"
         subprocess.run(
             ["mount", "-t", "overlay", "overlay", "-o", layers, str(self.directory / "rootfs")], check=True
         )
@@ -111,11 +137,13 @@ class Trainer:
         keep = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG")
         process.update(
             terminal=False,
-            args=["python3", "-u", "/app/trainer.py", "/tmp/status", *self.words],
-            env=[f"{k}={os.environ[k]}" for k in keep if k in os.environ]
-            + ["CUBLAS_WORKSPACE_CONFIG=:4096:8"],
+            args=self.argv(),
+            env=[f"{k}={os.environ[k]}" for k in keep if k in os.environ] + list(self.environment),
         )
         process["rlimits"] = []
+        if STAND_IN:  # what stands for GPU memory is locked memory
+            for kind in process["capabilities"].values():
+                kind.append("CAP_IPC_LOCK")
         spec["root"]["readonly"] = False
         linux = spec["linux"]
         linux["namespaces"] = [n for n in linux["namespaces"] if n["type"] != "network"]
@@ -126,29 +154,27 @@ class Trainer:
         for mount in spec["mounts"]:
             if mount["destination"] == "/dev/shm":
                 mount["options"] = ["nosuid", "noexec", "nodev", "mode=1777", "size=4g"]
-        if os.path.ismount(DRIVER_FOLDER):
+        folders = [str(one) for one in self.binds]
+        if self.driver_folder and os.path.ismount(DRIVER_FOLDER):
+            folders.append(DRIVER_FOLDER)
+        for one in folders:
             options = ["rbind", "ro", "rprivate"]
-            spec["mounts"].append(
-                {"destination": DRIVER_FOLDER, "type": "bind", "source": DRIVER_FOLDER, "options": options}
-            )
-        linux["devices"], rules = [], [{"allow": False, "access": "rwm"}]
+            spec["mounts"].append({"destination": one, "type": "bind", "source": one, "options": options})
+        self.give_devices(spec)
+        path.write_text(json.dumps(spec))
+
+    def give_devices(self, spec: dict[str, Any]) -> None:
+        """Put the nodes of all GPUs in, as an engine does."""
+        devices: list[dict[str, Any]] = []
+        rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
         for node in sorted(glob.glob("/dev/nvidia*")):
             seen = os.stat(node)
             if stat.S_ISCHR(seen.st_mode):
-                major, minor = os.major(seen.st_rdev), os.minor(seen.st_rdev)
-                linux["devices"].append(
-                    {"path": node, "type": "c", "major": major, "minor": minor, "fileMode": 0o666}
-                )
-                rules.append({"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"})
-        linux["resources"] = {"devices": rules}
-        path.write_text(json.dumps(spec))
-
-    def steps(self) -> list[dict[str, Any]]:
-        """What each training process said last."""
-        root = f"/proc/{self.pid}/root/tmp/status"
-        return [
-            json.loads(Path(p).read_text()) for p in (root, *(f"{root}.{n}" for n in range(self.children)))
-        ]
+                numbers = {"type": "c", "major": os.major(seen.st_rdev), "minor": os.minor(seen.st_rdev)}
+                devices.append({"path": node, **numbers, "fileMode": 0o666})
+                rules.append({"allow": True, **numbers, "access": "rwm"})
+        spec["linux"]["devices"] = devices
+        spec["linux"]["resources"] = {"devices": rules}
 
     @property
     def state(self) -> dict[str, Any]:
@@ -160,6 +186,71 @@ class Trainer:
     @property
     def pid(self) -> int:
         return int(self.state["pid"])
+
+    def bring_back(self, reference: str, *words: str) -> None:
+        """`cryoci restore` of it into its bundle."""
+        argv = [sys.executable, "-m", "cryoci.cli.main", "restore", reference, "--detach"]
+        self._detached([*argv, "--bundle", self.bundle, *words])
+
+    def _detached(self, argv: list[str]) -> None:
+        log = (self.directory / "log").open("ab")
+        ours, theirs = os.pipe()
+        self._cat = subprocess.Popen(["cat"], stdin=ours, stdout=log, start_new_session=True)
+        os.close(ours)
+        done = subprocess.run(
+            argv,
+            env=self.node.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            timeout=180,
+        )
+        os.close(theirs)
+        log.close()
+        assert done.returncode == 0, self.log()
+
+    def log(self) -> str:
+        """The end of what it and its runtime have printed."""
+        time.sleep(0.2)
+        return (self.directory / "log").read_text(errors="replace")[-3000:]
+
+    def end(self) -> None:
+        """Kill it; its bundle stays."""
+        self.node.runtime("delete", "--force", self.name)
+
+    def remove(self) -> None:
+        """End it and leave nothing."""
+        self.end()
+        subprocess.run(["umount", "-l", str(self.directory / "rootfs")], check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Trainer(Program):
+    """A container `name` of the training loop."""
+
+    files = ("standin_trainer.py" if STAND_IN else "trainer.py",)
+    environment = ("CUBLAS_WORKSPACE_CONFIG=:4096:8",)
+
+    def __init__(self, node: Node, name: str, *words: str, children: int = 0) -> None:
+        super().__init__(node, name)
+        self.children = children
+        self.words = (*words, "--children", str(children))
+
+    def argv(self) -> list[str]:
+        return ["python3", "-u", f"/app/{self.files[0]}", "/tmp/status", *self.words]
+
+    def start(self) -> Trainer:
+        """Start it and wait for its first steps."""
+        self.run()
+        self.runs_on(0, seconds=STARTUP)
+        return self
+
+    def steps(self) -> list[dict[str, Any]]:
+        """What each training process said last."""
+        root = f"/proc/{self.pid}/root/tmp/status"
+        return [
+            json.loads(Path(p).read_text()) for p in (root, *(f"{root}.{n}" for n in range(self.children)))
+        ]
 
     def runs_on(self, after: int | None = None, seconds: float = 60) -> list[dict[str, Any]]:
         """Wait for two more steps of every process, with all GPU memory intact."""
@@ -183,41 +274,5 @@ class Trainer:
 
     def restore(self, reference: str, *words: str) -> None:
         """`cryoci restore` of it into its bundle, and wait for its steps."""
-        argv = [
-            sys.executable,
-            "-m",
-            "cryoci.cli.main",
-            "restore",
-            reference,
-            "--detach",
-            "--bundle",
-            self.bundle,
-        ]
-        self._detached([*argv, *words])
+        self.bring_back(reference, *words)
         self.runs_on()
-
-    def _detached(self, argv: list[str]) -> None:
-        log = (self.directory / "log").open("ab")
-        ours, theirs = os.pipe()
-        self._cat = subprocess.Popen(["cat"], stdin=ours, stdout=log, start_new_session=True)
-        os.close(ours)
-        done = subprocess.run(
-            argv, env=self.node.environment, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
-        )
-        os.close(theirs)
-        assert done.returncode == 0, self.log()
-
-    def log(self) -> str:
-        """The end of what it and its runtime have printed."""
-        time.sleep(0.2)
-        return (self.directory / "log").read_text(errors="replace")[-3000:]
-
-    def end(self) -> None:
-        """Kill it; its bundle stays."""
-        self.node.runtime("delete", "--force", self.name)
-
-    def remove(self) -> None:
-        """End it and leave nothing."""
-        self.end()
-        subprocess.run(["umount", "-l", str(self.directory / "rootfs")], check=False)
-        shutil.rmtree(self.directory, ignore_errors=True)

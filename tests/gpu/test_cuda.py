@@ -16,19 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from cryoci.errors import CryociError
 from cryoci.shim.gpu import nvml, tasks
-from tests.gpu.machine import BASE, Node, Trainer
+from tests.gpu import results
+from tests.gpu.machine import BASE, STAND_IN, Node, Trainer
+from tests.gpu.results import report
 
-try:
-    with nvml.opened() as _management:
-        GPUS = _management.gpus()
-except CryociError as e:
-    GPUS = []
-    _REASON = e.message
+GPUS, _REASON = results.gpus()
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
-if not GPUS:
-    pytestmark.append(pytest.mark.skip(reason=f"no NVIDIA GPU here: {_REASON}"))
+if not GPUS or STAND_IN:
+    pytestmark.append(pytest.mark.skip(reason=f"no NVIDIA GPU and PyTorch here: {_REASON or 'a rehearsal'}"))
 
 HOG = """
 import torch, time
@@ -62,25 +58,6 @@ def trainer(node: Node) -> Iterator[Trainer]:
     made.remove()
 
 
-@pytest.fixture(scope="module")
-def registry() -> Iterator[str]:
-    """A registry on loopback."""
-    data = BASE / "registry"
-    config = BASE / "registry.yml"
-    BASE.mkdir(parents=True, exist_ok=True)
-    config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\n"
-        "http: {addr: 127.0.0.1:5123}\nlog: {level: error}\n"
-    )
-    process = subprocess.Popen(
-        ["docker-registry", "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    time.sleep(1)
-    yield "127.0.0.1:5123"
-    process.kill()
-    process.wait()
-
-
 def said_ready(code: str) -> subprocess.Popen[bytes]:
     """A Python program that has printed "ready"."""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -92,11 +69,6 @@ def remove(*paths: Path) -> None:
     """Remove checkpoint directories."""
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def report(name: str, value: object) -> None:
-    """A line of numbers for docs/results."""
-    print(f"RESULT {name}: {value}", file=sys.stderr, flush=True)
 
 
 def test_park_and_unpark_20_times(node: Node, trainer: Trainer) -> None:
