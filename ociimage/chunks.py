@@ -22,6 +22,7 @@ from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.ociimage.unpack import Gate
 
 INDEX = "checkpoint/cryoci-memory.json"
 PREFIX, SUFFIX = "checkpoint/cryoci-memory-", ".img"
@@ -84,10 +85,17 @@ class Parent:
         return chosen
 
 
-def parent(ref: LayoutRef | RegistryRef, options: RegistryOptions | None = None) -> Parent:
-    """The image at `ref` as a parent. Raises NotFoundError, ImageError, IntegrityError, RegistryError."""
+def parent(
+    ref: LayoutRef | RegistryRef, options: RegistryOptions | None = None, gate: Gate | None = None
+) -> Parent:
+    """The image at `ref` as a parent; `gate` is as in `unpack.pull`.
+
+    Raises TrustError, NotFoundError, ImageError, IntegrityError, RegistryError.
+    """
     store = stores.open_source(ref, options)
     found = stores.resolve(store, stores.source_name(ref, store))
+    if gate is not None:
+        gate(store, found.top.digest)
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
     problem = ""
     shared: list[Shared] = []

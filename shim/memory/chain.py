@@ -81,7 +81,7 @@ def thin(directory: str, parent: str) -> int:
 
     Both are directories of images. Raises ConflictError when they are not beside each other, ImageError, OSError.
     """
-    name = _sibling(directory, parent)
+    name = sibling(directory, parent)
     mine, theirs = index.read(directory), index.read(parent)
     known = dict(theirs.chunks)
     sources = dict(mine.sources)
@@ -169,7 +169,7 @@ def _base(directory: str) -> tuple[str, str, str]:
     return above, name, ""
 
 
-def _sibling(directory: str, parent: str) -> str:
+def sibling(directory: str, parent: str) -> str:
     """The name of `parent` as a source of `directory`. Raises ConflictError."""
     mine, theirs = _base(directory), _base(parent)
     if (

@@ -22,11 +22,13 @@ from typing import Any
 
 from cryoci.errors import ImageError, UnsupportedError
 from cryoci.files import write_json
+from cryoci.shim.memory import chunk
 from cryoci.shim.memory.calls import PAGE, Run
 from cryoci.shim.memory.chunk import MAX_PAGES, Key
 
 NAME = "cryoci-memory.json"
 VERSION, CHAINED = 1, 2
+FORMAT = f"{chunk.VERSION} {PAGE}"  # of chunk files: version and page size, as io.cryoci.memory.format of an image
 MAX_SOURCES = 4096
 _SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:+=,-]{0,254}\Z")
 _LIMIT = 64 << 20

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cryoci.errors import ImageError, NotFoundError
+from cryoci.errors import ImageError
 from cryoci.files import sync_directory
 from cryoci.shim.criu import images
 from cryoci.shim.memory import capture, chain, chunk, guard, index
@@ -36,14 +36,7 @@ def materialize(directory: str | os.PathLike[str]) -> int:
     Raises NotFoundError when they are whole already or no images, ImageError, IntegrityError, OSError: the
     directory then is as it was, less some room.
     """
-    where = os.fspath(directory)
-    if not index.exists(where) and index.exists(f"{where}/checkpoint"):
-        where += "/checkpoint"
-    if not index.exists(where):
-        raise NotFoundError(
-            f"{where} holds no memory out of band",
-            hint="give a checkpoint directory with cryoci-memory.json",
-        )
+    where = chain.images_of(directory)
     content = index.read(where)
     if os.path.exists(f"{where}/{guard.FILES_KEPT}"):
         guard.arm(where)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from cryoci.errors import ImageError, IntegrityError
 from cryoci.shim.memory import chain, chunk, index
@@ -33,11 +34,9 @@ class Parent:
         digest = self._digests.get(key)
         if not digest:
             return None
-        if not hasattr(self._local, "buffer"):
-            self._local.buffer = chunk.Buffer()
         try:
             with chunk.Reader(self._places.of(key), key, digest) as reader:
-                if not reader.same(pid, pagemap, buffer, self._local.buffer):
+                if not reader.same(pid, pagemap, buffer, self._buffer()):
                     return None
                 if not chain.link(reader.fd, key.name, where):
                     return None
@@ -46,15 +45,25 @@ class Parent:
         except (ImageError, IntegrityError):
             return None
 
-    def verify(self) -> None:
+    def verify(self, threads: int) -> None:
         """Compare all chunks with their digests, which brings them into the page cache too.
 
         To be called before the container is frozen. Raises ImageError, IntegrityError.
         """
-        buffer = chunk.Buffer()
-        for key, digest in self._digests.items():
-            with chunk.Reader(self._places.of(key), key, digest) as reader:
-                reader.check(buffer)
+
+        def one(entry: tuple[Key, str]) -> None:
+            with chunk.Reader(self._places.of(entry[0]), *entry) as reader:
+                reader.check(self._buffer())
+
+        with ThreadPoolExecutor(threads, "cryoci-verify") as pool:
+            for _ in pool.map(one, self._digests.items()):
+                pass
+
+    def _buffer(self) -> chunk.Buffer:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = chunk.Buffer()
+        found: chunk.Buffer = self._local.buffer
+        return found
 
     def close(self) -> None:
         self._places.close()
