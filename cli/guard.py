@@ -25,6 +25,7 @@ def command() -> None:
     Examples:
       cryoci guard trainer --every 10m
       cryoci guard trainer --every 30s --to tmpfs --keep 3
+      cryoci guard trainer --every 1m --incremental
       cryoci guard trainer --every 1h --to registry.example:5000/guarded
       cryoci guard status
     """
@@ -55,6 +56,11 @@ def command() -> None:
     metavar="TIME",
     help="A container that crashes sooner after its restore makes that checkpoint suspect: an older one is next.",
 )
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="Write and send only memory that changed since the checkpoint before.",
+)
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @output.metrics_option
@@ -76,6 +82,7 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
     root = rest.pop("runtime_root")
+    sharing = rest.pop("incremental")
     options = guard.Options(
         every=durations.parse(every),
         to=to,
@@ -86,6 +93,7 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
         dump=DumpOptions(leave_running=True, volumes=rest.pop("volumes"), criu=criu, hooks=hooks),
         hooks=hooks,
         registry=output.options(**rest),
+        incremental=sharing,
     )
     with unwinding(), stdio.own() as say:
         made = guard.Guard(container, options, say)

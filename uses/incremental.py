@@ -138,12 +138,16 @@ def remember(container: Container, where: str) -> None:
         write_json(f"{record.directory}/{NOTE}", _note(container, where))
 
 
-def restored(name: str, root: str | None, ref: DirectoryRef | LayoutRef | RegistryRef, digest: str) -> None:
-    """Note that the container `name` was restored from `ref`, its parent therefore. Never fails."""
-    if not isinstance(ref, DirectoryRef):
-        ref = replace(ref, digest=digest)
+def restored(name: str, root: str | None, where: str, digest: str = "") -> None:
+    """Note that the container `name` was restored from `where`, its parent therefore. Never fails.
+
+    `digest` is that of the image, where `where` has none.
+    """
     with suppress(CryociError, OSError):
-        remember(engines.find(name, root=root), _whole(str(ref)))
+        ref = reference.parse(where)
+        if digest and isinstance(ref, LayoutRef | RegistryRef):
+            where = str(replace(ref, digest=digest))
+        remember(engines.find(name, root=root), _whole(where))
 
 
 def sweep() -> None:
