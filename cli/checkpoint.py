@@ -34,6 +34,21 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @click.option(
     "--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL, none or auto."
 )
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="Write and send only memory that changed since an earlier checkpoint.",
+)
+@click.option(
+    "--parent",
+    metavar="REF",
+    help="The earlier checkpoint, for --incremental. Default: the newest of this container.",
+)
+@click.option(
+    "--thin",
+    is_flag=True,
+    help="For --incremental and a directory: leave what the parent has there, and name it (`cryoci flatten`).",
+)
 @app_options.hooks("pre-checkpoint", "post-restore")
 @output.backend_option
 @sealing.encrypt_option
@@ -53,6 +68,9 @@ def command(
     backend: str,
     encrypt_to: tuple[str, ...],
     timeline: str | None,
+    incremental: bool,
+    parent: str | None,
+    thin: bool,
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -67,9 +85,14 @@ def command(
     names, are steps for the application: the first are done before the freeze, the others when it runs on, here
     (--leave-running, or a failure) or after a restore.
 
+    With --incremental, memory that did not change is linked to the files of an earlier checkpoint of the container,
+    and the image names its layers: whole all the same, whatever happens to the earlier one. It needs [memory]
+    engine = "parallel" (docs/memory.md).
+
     \b
     Examples:
       cryoci checkpoint web
+      cryoci checkpoint web -R --incremental -o registry.example:5000/checkpoints/web:2
       cryoci checkpoint web -R -o registry.example:5000/checkpoints/web:1
       cryoci checkpoint db --tcp-established --file-locks --volumes -o ./db-checkpoint
     """
@@ -82,6 +105,7 @@ def command(
     from cryoci.shim.engines.checkpoint import checkpoint
     from cryoci.shim.engines.options import DumpOptions
     from cryoci.timeline import recording
+    from cryoci.uses.incremental import Lineage, begin
 
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
@@ -96,20 +120,36 @@ def command(
         raise UsageError("buildah does not encrypt as cryoci does", hint="leave out --backend buildah")
     if recipients and isinstance(ref, reference.DirectoryRef):
         raise UsageError("--encrypt-to is for images, not directories", hint="give -o NAME or HOST/REPO:TAG")
-    found = engines.find(container, root=runtime_root)
     to_directory = isinstance(ref, reference.DirectoryRef)
-    options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks)
+    if (parent or thin) and not incremental:
+        raise UsageError("--parent and --thin are for --incremental", hint="add --incremental")
+    if thin and not to_directory:
+        raise UsageError("--thin is for directories: an image is always whole", hint="leave it out")
+    if incremental and backend == "buildah":
+        raise UsageError("buildah writes all layers anew", hint="leave out --backend buildah")
+    found = engines.find(container, root=runtime_root)
+    registry = output.options(**rest)
+    goal = ref or reference.parse(found.name)
     with (
         recording(timeline, f"cryoci checkpoint {container}"),
         unwinding(),
         output.progress(quiet or as_json) as progress,
     ):
-        if isinstance(ref, reference.DirectoryRef):
-            with checkpoint(found, ref.path, options) as done:
+        lineage = Lineage(found)
+        if incremental:
+            lineage = begin(
+                found, goal, parent, sealed=bool(recipients), thin=thin, registry_options=registry
+            )
+        options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks, lineage.local)
+        if isinstance(goal, reference.DirectoryRef):
+            with checkpoint(found, goal.path, options) as done:
                 pass
-            _report(done, None, str(ref), as_json=as_json, quiet=quiet)
+            files = lineage.finish(goal.path, thin=thin)
+            done.warnings += lineage.notes
+            _report(
+                done, None, str(goal), as_json=as_json, quiet=quiet, files=files if incremental else None
+            )
             return
-        goal = ref or reference.parse(found.name)
         assert isinstance(goal, (reference.LayoutRef, reference.RegistryRef))
         with scratch("checkpoint.") as place, checkpoint(found, place / "checkpoint", options) as done:
             with trace.span("store") as stored:
@@ -118,15 +158,21 @@ def command(
                     goal,
                     compression=compression,
                     progress=progress,
-                    registry_options=output.options(**rest),
+                    registry_options=registry,
                     encrypt_to=recipients,
                     backend=backend,
+                    parent=lineage.image,
                 )
                 stored["bytes"] = result.raw_size
+            if leave_running:
+                lineage.stored(done.directory, goal, result.digest)
+    done.warnings += lineage.notes
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 
 
-def _report(done: Any, result: Any, reference: str, *, as_json: bool, quiet: bool) -> None:
+def _report(
+    done: Any, result: Any, reference: str, *, as_json: bool, quiet: bool, files: Any = None
+) -> None:
     output.warn(done.warnings)
     if as_json:
         output.emit_json(
@@ -134,6 +180,7 @@ def _report(done: Any, result: Any, reference: str, *, as_json: bool, quiet: boo
                 "container": done.container.id,
                 "seconds": done.seconds,
                 "image": result or reference,
+                **({"files": files} if files else {}),
                 "warnings": done.warnings,
             }
         )
@@ -143,8 +190,12 @@ def _report(done: Any, result: Any, reference: str, *, as_json: bool, quiet: boo
         steps = ", ".join(f"{name} {output.seconds(t)}" for name, t in done.seconds.items())
         click.echo(f"checkpointed {done.container.name}: {steps}")
         if result is None:
-            click.echo(f"checkpoint directory {reference}")
+            sizes = f": {output.size(files.new)} new, {output.size(files.shared)} shared" if files else ""
+            click.echo(f"checkpoint directory {reference}{sizes}")
         else:
             sizes = f"{output.size(result.raw_size)} as {output.size(result.size)}"
+            if result.shared:
+                new = output.size(result.size - result.shared)
+                sizes = f"{output.size(result.raw_size)} as {new} new, {output.size(result.shared)} shared"
             click.echo(f"stored {reference}: {sizes} in {output.seconds(result.seconds)}")
             click.echo(f"digest {result.digest}")

@@ -25,6 +25,7 @@ def command() -> None:
     Examples:
       cryoci guard trainer --every 10m
       cryoci guard trainer --every 30s --to tmpfs --keep 3
+      cryoci guard trainer --every 1m --incremental
       cryoci guard trainer --every 1h --to registry.example:5000/guarded
       cryoci guard status
     """
@@ -62,6 +63,11 @@ def command() -> None:
     show_default=True,
     help="none: leave the files of a bare container where they are, in its bundle, also at a restore.",
 )
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="Write and send only memory that changed since the checkpoint before.",
+)
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @output.metrics_option
@@ -83,6 +89,7 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
     root = rest.pop("runtime_root")
+    sharing = rest.pop("incremental")
     options = guard.Options(
         every=durations.parse(every),
         to=to,
@@ -99,6 +106,7 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
         ),
         hooks=hooks,
         registry=output.options(**rest),
+        incremental=sharing,
     )
     with unwinding(), stdio.own() as say:
         made = guard.Guard(container, options, say)

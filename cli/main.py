@@ -25,6 +25,7 @@ VERBS = {
     "pull": "Fetch a checkpoint image, every byte verified.",
     "list": "List checkpoint images of the local store, a layout or a registry.",
     "inspect": "Show what a checkpoint image holds, without fetching its memory.",
+    "flatten": "Make a thin checkpoint directory independent of its parents.",
     "materialize": "Make a checkpoint directory whole for CRIU alone.",
     "bake": "Start a container, wait until it is ready, and make a checkpoint image of it.",
     "warm": "Fetch images and their base images, so that a restore needs no registry.",

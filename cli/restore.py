@@ -70,6 +70,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
     from cryoci.timeline import recording
+    from cryoci.uses import incremental
 
     need_root()
     criu = criu_options.take(rest)
@@ -113,6 +114,8 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
         done = restore(directory, options)
     if done.status is not None:
         sys.exit(done.status)
+    if not isinstance(source, reference.ArchiveRef):
+        incremental.restored(done.name, rest["runtime_root"], ref, pulled.digest if pulled else "")
     output.warn(done.warnings)
     if as_json:
         output.emit_json({"container": done, "image": pulled})

@@ -28,6 +28,9 @@ CONTAINER_ID = CRYOCI + "container.id"  # full id of the container on its first 
 CHECKPOINTED = CRYOCI + "checkpointed"  # RFC 3339 time of the dump
 LAYER_KIND = CRYOCI + "layer"  # on a layer: "metadata", or the name of the one file it holds
 LAYER_RAW_SIZE = CRYOCI + "layer.raw-size"  # on a layer: bytes of its tar
+LAYER_CHUNKS = (
+    CRYOCI + "layer.chunks"
+)  # on a layer of memory: PID-START:SHA256 of each chunk file, by commas
 
 PIN = CRYOCI + "pin"  # on an entry of a layout's index.json: retention leaves the name alone
 

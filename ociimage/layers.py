@@ -8,13 +8,13 @@ is that of larger frames (measured: within 0.02 %), memory stays small, and the 
 
 from __future__ import annotations
 
-import heapq
 import os
+import re
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,9 @@ from cryoci.ociimage import adaptive, archive, blob, manifest, tar, zstd
 
 FRAME = 2 << 20  # bytes of tar per compressed frame
 BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
-SHARED, SHARED_SIZE = 32, 64 << 20  # layers for what shares some, and the least size that makes one more
+SHARED = 32  # layers that chunks of memory get, however many other files there are
 MAX_LAYERS = 100  # overlayfs stops at about 127 lower directories in container storage
+_CHUNK = re.compile(r"checkpoint/cryoci-memory-([0-9]{1,7})-([0-9a-f]{1,16})\.img\Z")
 DEPTH = 3  # frames in flight per layer
 WORKERS = 2
 
@@ -98,35 +99,58 @@ class Plan:
             yield tar.header(archive.PARENT, 0, tar.SYMLINK, archive.PARENT_TARGET), None
 
 
-def plan(checkpoint: archive.Checkpoint) -> list[Plan]:
+def plan(checkpoint: archive.Checkpoint, kept: Collection[str] = (), taken: int = 0) -> list[Plan]:
     """One small layer of metadata, then one for each bulk file, so that these move in parallel.
 
-    What is too small for a layer of its own, or too many, shares some layers of about the same size.
+    What is too many for layers of their own shares some. `kept` names files that lie in `taken` more layers of the
+    image already.
     """
-    bulk = sorted((f for f in checkpoint.files if _is_bulk(f)), key=lambda f: (-f.size, f.name))
-    own = [f for f in bulk if not _is_chunk(f) or f.size >= BULK_SIZE]
-    if len(own) > MAX_LAYERS - 1 - (len(own) < len(bulk)):
-        own = own[: MAX_LAYERS - 1 - SHARED]
-    chosen = {f.name for f in own}
-    crowd = [f for f in bulk if f.name not in chosen]
-    room = min(SHARED, MAX_LAYERS - 1 - len(own))
-    shared = _share(crowd, max(1, min(room, sum(f.size for f in crowd) // SHARED_SIZE)))
+    bulk = [f for f in checkpoint.files if _is_bulk(f) and f.name not in kept]
+    chunks = sorted((f for f in bulk if _is_chunk(f)), key=_place)
+    own = sorted((f for f in bulk if not _is_chunk(f)), key=lambda f: (-f.size, f.name))
+    room = MAX_LAYERS - 1 - taken
+    crowd: list[archive.File] = []
+    if len(own) + bool(chunks) > room:
+        alone = room - 1 - min(SHARED, len(chunks), room // 2)
+        own, crowd = own[:alone], own[alone:]
+    memory = _neighbours(chunks, room - len(own) - bool(crowd))
     small = tuple(f for f in checkpoint.files if not _is_bulk(f))
     plans = [Plan("metadata", small, checkpoint.folders, checkpoint.has_parent)]
-    for number, files in enumerate(shared):
-        plans.append(Plan(f"rest-{number}" if len(shared) > 1 else "rest", files, _folders(files)))
+    if crowd:
+        files = tuple(sorted(crowd, key=lambda f: f.name))
+        plans.append(Plan("rest", files, _folders(files)))
+    for files in memory:
+        more = f" +{len(files) - 1}" if len(files) > 1 else ""
+        plans.append(Plan(files[0].name + more, files, _folders(files)))
     return plans + [Plan(f.name, (f,), _folders((f,))) for f in sorted(own, key=lambda f: f.name)]
 
 
-def _share(crowd: Sequence[archive.File], count: int) -> list[tuple[archive.File, ...]]:
-    """Spread files, the largest first, over `count` layers, each to the one that has least."""
-    layers: list[tuple[int, int, list[archive.File]]] = [(0, n, []) for n in range(count)]
-    for file in crowd:
-        size, number, files = heapq.heappop(layers)
-        files.append(file)
-        heapq.heappush(layers, (size + file.size, number, files))
-    ordered = sorted(layers, key=lambda layer: layer[1])
-    return [tuple(sorted(files, key=lambda f: f.name)) for _, _, files in ordered if files]
+def most_kept(checkpoint: archive.Checkpoint) -> int:
+    """How many layers of another image there may be beside those that `plan` needs at least."""
+    others = sum(_is_bulk(f) and not _is_chunk(f) for f in checkpoint.files)
+    return MAX_LAYERS - 1 - min(SHARED, others + 1)
+
+
+def _neighbours(chunks: Sequence[archive.File], most: int) -> list[tuple[archive.File, ...]]:
+    """At most so many layers of chunks that follow each other, since these change together.
+
+    Each chunk of BULK_SIZE or more has one of its own if there is room; else all layers have about the same size.
+    """
+    if not chunks:
+        return []
+    goal = BULK_SIZE
+    while True:
+        layers: list[list[archive.File]] = []
+        size = 0
+        for file in chunks:
+            if not layers or size + file.size > goal:
+                layers.append([])
+                size = 0
+            layers[-1].append(file)
+            size += file.size
+        if len(layers) <= most:
+            return [tuple(layer) for layer in layers]
+        goal += max(goal // 8, 1)
 
 
 def _is_bulk(file: archive.File) -> bool:
@@ -136,7 +160,14 @@ def _is_bulk(file: archive.File) -> bool:
 
 def _is_chunk(file: archive.File) -> bool:
     """A chunk of memory (docs/memory.md): many of one checkpoint, and of any size."""
-    return file.name.startswith("checkpoint/cryoci-memory-")
+    return bool(_CHUNK.match(file.name))
+
+
+def _place(file: archive.File) -> tuple[int, int]:
+    """Process and address of a chunk of memory."""
+    match = _CHUNK.match(file.name)
+    assert match
+    return int(match[1]), int(match[2], 16)
 
 
 def _folders(files: Sequence[archive.File]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cryoci.errors import UsageError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, layers, parallel, stores
+from cryoci.ociimage import archive, blob, chunks, layers, parallel, stores
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (
     CONFIG,
@@ -43,7 +43,8 @@ class PackResult:
     """An image that was written and read back.
 
     `digest` is that of the index, to which the tag leads; `size` the bytes of all blobs, `raw_size` those of
-    the checkpoint, `skipped` the bytes that were there before.
+    the checkpoint, `skipped` the bytes that were there before, `shared` those of them that are layers of the parent,
+    which were not even read.
     """
 
     digest: str
@@ -53,6 +54,7 @@ class PackResult:
     seconds: float
     reference: str
     skipped: int
+    shared: int = 0
 
 
 def push(
@@ -66,13 +68,15 @@ def push(
     registry_options: RegistryOptions | None = None,
     encrypt_to: Recipients | None = None,
     backend: str = "cryoci",
+    parent: chunks.Parent | None = None,
 ) -> PackResult:
     """Package the checkpoint in `directory` and write it to `ref`.
 
     `annotations` are facts (annotations.FACTS) or full keys and win over what the checkpoint says itself.
     `created` defaults to the time of the dump, so the same directory gives the same digests; those of layers
-    encrypted to `encrypt_to` differ each time. `backend` is "cryoci" or "buildah". Raises
-    ImageError, UsageError, RegistryError, SpaceError; then nothing is tagged.
+    encrypted to `encrypt_to` differ each time. Memory that did not change since `parent` is in layers of that.
+    `backend` is "cryoci" or "buildah". Raises ImageError, UsageError, RegistryError, SpaceError; then nothing is
+    tagged.
     """
     if backend == "buildah":
         if encrypt_to:
@@ -93,40 +97,49 @@ def push(
     checkpoint = archive.validate(directory)
     noted = annotations_of(checkpoint, annotations or {}, created)
     store = stores.open_store(ref, registry_options, create=True)
-    plans = layers.plan(checkpoint)
-    seal = _seal(encrypt_to, codec, plans)
-    with store.session(), _remembering(store, directory, compression, again=not (seal or codec.auto)):
+    digests = {} if encrypt_to else chunks.of(checkpoint)  # which would tell what the encryption hides
+    again = not (encrypt_to or codec.auto)
+    push_of = f"{compression} {parent.digest if parent else ''}"
+    with store.session(), _remembering(store, directory, push_of, again=again):
+        shared = parent.select(digests, store, layers.most_kept(checkpoint)) if parent else []
+        plans = layers.plan(checkpoint, {n for layer in shared for n in layer.files}, len(shared))
+        seal = _seal(encrypt_to, codec, plans)
         with layers.Pool(codec) as pool:
             done = _put_layers(store, plans, pool, directory, progress or Silent(), seal)
         config = ImageConfig(
             goarch(noted.get(families.CRIU + "host.arch")),
             noted[families.CREATED],
-            [writer.diff_id or stored.digest for stored, writer in done],
-            [f"cryoci push: {plan.title}" for plan in plans],
+            [writer.diff_id or stored.digest for stored, writer in done] + [old.diff_id for old in shared],
+            [f"cryoci push: {plan.title}" for plan in plans]
+            + [f"cryoci push: {old.descriptor.annotations.get(families.LAYER_KIND, '')}" for old in shared],
         ).to_bytes()
+        held = chunks.notes((tuple(f.name for f in plan.files) for plan in plans), digests)
         descriptors = [
             Descriptor(
                 seal.media_type if seal else codec.media_type,
                 stored.digest,
                 stored.size,
-                _layer_annotations(writer.plan) | (seal.annotations if seal else {}),
+                _layer_annotations(writer.plan) | marks | (seal.annotations if seal else {}),
             )
-            for stored, writer in done
+            for (stored, writer), marks in zip(done, held, strict=True)
         ]
+        descriptors += [old.descriptor for old in shared]
         image, index = _documents(config, descriptors, noted)
         parts = [stored for stored, _ in done]
         parts.append(store.put_blob(blob.Bytes(config), _descriptor(CONFIG, config), lambda n: None))
         manifest_digest = store.put_manifest(image, MANIFEST, None)
         digest = store.put_manifest(index, INDEX, name)
         stores.confirm(store, name, digest)
+    from_parent = sum(old.descriptor.size for old in shared)
     return PackResult(
         digest,
         manifest_digest,
-        sum(part.size for part in parts) + len(image) + len(index),
+        sum(part.size for part in parts) + from_parent + len(image) + len(index),
         checkpoint.size,
         time.monotonic() - began,
         str(ref),
-        sum(part.size for part in parts if not part.sent),
+        sum(part.size for part in parts if not part.sent) + from_parent,
+        from_parent,
     )
 
 

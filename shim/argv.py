@@ -80,7 +80,10 @@ _CRUN = {
 _CRIU = (
     " tcp-close ghost-limit= timeout= network-lock= external= libdir= log-level= link-remap skip-in-flight"
 )
-_OWN = {"checkpoint": _CRIU + " hold-memory criu-memory", "restore": _CRIU + " no-new-keyring"}
+_OWN = {
+    "checkpoint": _CRIU + " hold-memory criu-memory memory-parent=",
+    "restore": _CRIU + " no-new-keyring",
+}
 
 VERBS = frozenset(_RUNC) | frozenset(_CRUN)
 RUNTIMES = {"runc": (_GLOBALS["runc"], _RUNC), "crun": (_GLOBALS["crun"], _CRUN)}

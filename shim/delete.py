@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`delete`: the real runtime deletes, then the container's record goes, and the bundle that a restore made."""
+"""`delete`: the real runtime deletes, then the container's record goes, and the bundle and chunks kept for it."""
 
 import posix
 
 from cryoci.shim import child, remains
 from cryoci.shim.argv import Invocation
-from cryoci.shim.paths import bundle_directory, container_directory
+from cryoci.shim.paths import bundle_directory, chunks_directory, container_directory
 
 
 def main(line: Invocation, path: str, argv: list[str] | None = None) -> int:
@@ -19,9 +19,9 @@ def main(line: Invocation, path: str, argv: list[str] | None = None) -> int:
     status = child.run(path, argv or line.argv, tied=False)
     if status == 0 and line.id:
         remains.remove(container_directory(line.root, line.id))
-        bundle = bundle_directory(line.root, line.id)
-        if posix.access(bundle, posix.F_OK):
-            import shutil  # 10 ms, only for containers of `cryoci restore`
+        for place in (bundle_directory(line.root, line.id), chunks_directory(line.root, line.id)):
+            if posix.access(place, posix.F_OK):
+                import shutil  # 10 ms, only for containers of `cryoci restore`, and for incremental checkpoints
 
-            shutil.rmtree(bundle, ignore_errors=True)
+                shutil.rmtree(place, ignore_errors=True)
     return status

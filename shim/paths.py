@@ -101,6 +101,11 @@ def bundle_directory(root: str | None, container: str) -> str:
     return f"{environment('CRYOCI_LIB', '/var/lib/cryoci')}/bundles/{root_key(root)}/{container}"
 
 
+def chunks_directory(root: str | None, container: str) -> str:
+    """Chunk files of the newest incremental image of a container. `container` must be a `valid_id`."""
+    return f"{environment('CRYOCI_LIB', '/var/lib/cryoci')}/chunks/{root_key(root)}/{container}"
+
+
 def read(path: str, limit: int = 1 << 20) -> bytes | None:
     """The bytes of a small file, or None when it cannot be read."""
     try:

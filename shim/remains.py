@@ -15,6 +15,7 @@ _RECORD = (
     "criu.conf",
     "record.json",
     "gpu.json",
+    "incremental.json",
     "restored.pid",
 )  # in this order: without `runtime`, no record
 LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log")

@@ -36,7 +36,7 @@ from cryoci.shim.engines import podman, processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions, Restored, RestoreOptions
 from cryoci.shim.engines.restore import restore
-from cryoci.uses import guard_end, guard_places, guard_state
+from cryoci.uses import guard_end, guard_places, guard_state, incremental
 from cryoci.uses.guard_state import Kept, Recovery, State
 from cryoci.uses.metrics import Metric
 
@@ -50,7 +50,7 @@ class Options:
     """How to guard; times in seconds.
 
     A container that crashes within `stable` of its restore makes that checkpoint suspect. `dump` is how
-    checkpoints are taken.
+    checkpoints are taken; `incremental` ones share the memory that did not change (uses/incremental.py).
     """
 
     every: float = 600.0
@@ -62,6 +62,7 @@ class Options:
     dump: DumpOptions = field(default_factory=lambda: DumpOptions(leave_running=True))
     hooks: app.Choice = field(default_factory=app.Choice)
     registry: RegistryOptions | None = None
+    incremental: bool = False
 
 
 class Guard:
@@ -70,7 +71,8 @@ class Guard:
     def __init__(self, name: str, options: Options, say: Callable[[str], None]) -> None:
         self._options = options
         self._say = say
-        self._place = guard_places.place(name, options.to, options.registry)
+        sharing = guard_places.Sharing(options.incremental, say, options.registry)
+        self._place = guard_places.place(name, options.to, options.registry, sharing)
         self._backoff = 0.0
         known = guard_state.load(name)
         if known is not None and known.alive:
@@ -219,8 +221,9 @@ class Guard:
         state.kept.append(kept)
         state.save()
         took = time.monotonic() - started
+        shared = f", {kept.shared / 1e6:.1f} of them shared," if self._options.incremental else ""
         self._say(
-            f"checkpoint {kept.number}: paused {kept.pause:.3f} s, {kept.size / 1e6:.1f} MB in {took:.2f} s"
+            f"checkpoint {kept.number}: paused {kept.pause:.3f} s, {kept.size / 1e6:.1f} MB{shared} in {took:.2f} s"
         )
         self._backoff = 0.0
         self._retire()
@@ -295,7 +298,10 @@ class Guard:
             hooks=self._options.hooks,
         )
         with self._place.open(kept) as directory:
-            return restore(directory, options)
+            made = restore(directory, options)
+        if self._options.incremental:
+            incremental.restored(made.name, state.root, kept.where)
+        return made
 
     def _clear(self, crashed: Container | None) -> None:
         """Free the name of what has crashed: podman's container is kept, renamed; only the last one."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from cryoci.shim.criu import images
 from cryoci.shim.engines.checkpoint import Checkpoint, checkpoint
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions
-from cryoci.uses import guard_state
+from cryoci.uses import guard_state, incremental
 from cryoci.uses.guard_state import Kept
 
 _NO_PAUSE = ("pre-checkpoint hooks", "post-restore hooks")
@@ -40,30 +41,51 @@ class Place(Protocol):
         """Remove the checkpoint. Raises CryociError, OSError."""
 
 
-def place(name: str, to: str, options: RegistryOptions | None) -> Place:
+@dataclass(frozen=True)
+class Sharing:
+    """Whether checkpoints share memory with earlier ones; `say` hears why one does not."""
+
+    wanted: bool = False
+    say: Callable[[str], None] = lambda line: None
+    registry: RegistryOptions | None = None
+
+    def begin(self, container: Container, target: reference.Reference) -> incremental.Lineage:
+        """What a checkpoint of `container` to `target` shares. Raises ConfigError, UnsupportedError."""
+        if not self.wanted:
+            return incremental.Lineage(container)
+        return incremental.begin(container, target, None, registry_options=self.registry)
+
+    def end(self, lineage: incremental.Lineage) -> None:
+        for note in lineage.notes:
+            self.say(note)
+
+
+def place(name: str, to: str, options: RegistryOptions | None, sharing: Sharing | None = None) -> Place:
     """The place that `to` names, for the guard of container `name`. Raises UsageError."""
     if to == "tmpfs":
-        return Directories(guard_state.memory() / name, durable=False)
+        return Directories(guard_state.memory() / name, durable=False, sharing=sharing)
     if to == "disk":
-        return Directories(guard_state.directory(name) / "checkpoints", durable=True)
+        return Directories(guard_state.directory(name) / "checkpoints", durable=True, sharing=sharing)
     ref = reference.parse(to) if "/" in to else None
     if not isinstance(ref, reference.RegistryRef) or ref.tag or ref.digest:
         raise UsageError(f"--to {to} is no place", hint="write tmpfs, disk, or HOST/REPO of a registry")
-    return Repository(ref, name, options)
+    return Repository(ref, name, options, sharing)
 
 
 class Directories:
     """Checkpoint directories BASE/NUMBER; one that is not complete is called new."""
 
-    def __init__(self, base: Path, *, durable: bool) -> None:
+    def __init__(self, base: Path, *, durable: bool, sharing: Sharing | None = None) -> None:
         self._base = base
+        self._sharing = sharing or Sharing()
         self._durable = durable
 
     def take(self, container: Container, number: int, options: DumpOptions) -> Kept:
         self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh, final = self._base / "new", self._base / str(number)
         shutil.rmtree(fresh, ignore_errors=True)  # of a guard that was killed
-        with checkpoint(container, fresh, options) as done:
+        lineage = self._sharing.begin(container, reference.DirectoryRef(fresh))
+        with checkpoint(container, fresh, replace(options, parent=lineage.local)) as done:
             taken = time.time()
             if self._durable:
                 sync_tree(fresh)
@@ -72,7 +94,9 @@ class Directories:
             fresh.rename(final)
             if self._durable:
                 sync_directory(self._base)
-        return Kept(number, str(final), taken - _resumed(done), _pause(done), size)
+        files = lineage.finish(final, thin=False)
+        self._sharing.end(lineage)
+        return Kept(number, str(final), taken - _resumed(done), _pause(done), size, shared=files.shared)
 
     def has(self, kept: Kept) -> bool:
         return Path(kept.where).is_dir()
@@ -90,8 +114,15 @@ class Directories:
 class Repository:
     """Images HOST/REPO:NAME-guard-NUMBER, remembered and fetched by their digests."""
 
-    def __init__(self, ref: reference.RegistryRef, name: str, options: RegistryOptions | None) -> None:
+    def __init__(
+        self,
+        ref: reference.RegistryRef,
+        name: str,
+        options: RegistryOptions | None,
+        sharing: Sharing | None = None,
+    ) -> None:
         self._ref = ref
+        self._sharing = sharing or Sharing()
         self._name = name
         self._options = options
 
@@ -99,12 +130,16 @@ class Repository:
         tagged = f"{self._ref}:{self._name[:100]}-guard-{number}"
         goal = reference.parse(tagged)
         assert isinstance(goal, reference.RegistryRef)
+        lineage = self._sharing.begin(container, goal)
+        options = replace(options, parent=lineage.local)
         with scratch("guard.") as work, checkpoint(container, work / "checkpoint", options) as done:
             taken = time.time()
             size = _check(done.directory)
-            pushed = image.push(done.directory, goal, registry_options=self._options)
+            pushed = image.push(done.directory, goal, registry_options=self._options, parent=lineage.image)
+            lineage.stored(done.directory, self._ref, pushed.digest)
+        self._sharing.end(lineage)
         where = f"{self._ref}@{pushed.digest}"
-        return Kept(number, where, taken - _resumed(done), _pause(done), size)
+        return Kept(number, where, taken - _resumed(done), _pause(done), size, shared=pushed.shared)
 
     def has(self, kept: Kept) -> bool:
         return True

@@ -25,7 +25,8 @@ _HISTORY = 100  # recoveries that are remembered
 class Kept:
     """One checkpoint of a guard. `where` is a directory, or HOST/REPO@DIGEST; times in seconds (Unix), size in bytes.
 
-    `suspect`: a container that was restored from it has crashed at once, or it could not be restored.
+    `suspect`: a container that was restored from it has crashed at once, or it could not be restored. `shared` bytes
+    of it are an earlier checkpoint's, too.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Kept:
     pause: float
     size: int
     suspect: bool = False
+    shared: int = 0
 
 
 @dataclass

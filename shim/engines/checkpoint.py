@@ -43,6 +43,7 @@ from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
 from cryoci.shim.gpu import dump
 from cryoci.shim.gpu.hold import Hold, image_facts
+from cryoci.shim.memory import index
 from cryoci.shim.memory import repair as memory
 
 T = TypeVar("T")
@@ -196,7 +197,12 @@ def _make(directory: Path) -> None:
 
 
 def _check_space(container: Container, directory: Path, options: DumpOptions) -> None:
-    """Refuse before anything is touched: CRIU needs about the resident memory, and the rw layer its size."""
+    """Refuse before anything is touched: CRIU needs about the resident memory, and the rw layer its size.
+
+    How much is shared with a parent nobody knows before.
+    """
+    if options.parent is not None:
+        return
     need = processes.private_memory(int(container.state().get("pid", 0)))
     free = shutil.disk_usage(directory).free
     if need > free:
@@ -220,6 +226,8 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
         words += ["--leave-running", "--hold-memory"]
     if container.engine == "podman" and container.facts.get("runtime.name") in underlying.DEFAULTS:
         words.append("--criu-memory")  # podman will restore it by that runtime, without cryoci
+    if options.parent is not None:
+        words += ["--memory-parent", str(options.parent / "checkpoint")]
     words += criu_flags(options.criu, "dump")
     try:
         container.call("checkpoint", *words)
@@ -282,6 +290,7 @@ def _describe(container: Container, directory: Path, options: DumpOptions) -> No
         "container.id": container.id,
         "criu.version": str(probe()),
         "checkpointed": now,
+        "memory.format": index.FORMAT if index.exists(str(directory / "checkpoint")) else "",
         **node_facts(),
     }
     dumps = {**container.dumps, "spec.dump": container.spec}

@@ -20,7 +20,8 @@ _DUMP_ONLY = frozenset({"link-remap", "ghost-limit", "timeout", "skip-in-flight"
 class DumpOptions:
     """What to take along. `rootfs`: auto is "diff" where the base image is known, else "full".
 
-    `durable`: the directory is the product, so it is on disk before the container ends.
+    `durable`: the directory is the product, so it is on disk before the container ends. `parent` is a checkpoint
+    directory with whose chunk files memory is shared.
     """
 
     leave_running: bool = False
@@ -29,6 +30,7 @@ class DumpOptions:
     durable: bool = False
     criu: CriuOptions = field(default_factory=CriuOptions)
     hooks: app.Choice = field(default_factory=app.Choice)
+    parent: Path | None = None
 
 
 @dataclass(frozen=True)

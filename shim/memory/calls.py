@@ -19,6 +19,8 @@ for _name in ("process_vm_readv", "process_vm_writev"):
     getattr(_libc, _name).argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
     ]  # fmt: skip
+_libc.memcmp.restype = ctypes.c_int
+_libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _libc.syscall.restype = ctypes.c_long
@@ -45,6 +47,11 @@ def read(pid: int, runs: Sequence[Run], address: int) -> int:
 def write(pid: int, runs: Sequence[Run], address: int) -> int:
     """Copy what lies at our own `address` to `runs` of `pid`; returns the bytes copied. Raises OSError."""
     return _transfer(_libc.process_vm_writev, "process_vm_writev", pid, runs, address)
+
+
+def equal(first: int, second: int, size: int) -> bool:
+    """Whether the bytes at two of our own addresses are the same; other threads run meanwhile."""
+    return bool(_libc.memcmp(first, second, size) == 0)
 
 
 def _transfer(call: ctypes._NamedFuncPointer, name: str, pid: int, runs: Sequence[Run], address: int) -> int:

@@ -13,17 +13,22 @@ from cryoci.files import sync_directory
 from cryoci.shim.memory import chunk, index
 from cryoci.shim.memory.calls import PAGE
 from cryoci.shim.memory.find import Process
+from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.settings import Settings
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def capture(processes: Sequence[Process], directory: str, settings: Settings) -> index.Index:
+def capture(
+    processes: Sequence[Process], directory: str, settings: Settings, parent: Parent | None = None
+) -> index.Index:
     """Write all areas of `processes`, which do not run, to `directory`, and the index last.
 
-    Memory used is a piece per thread. Raises OSError; what was written is removed then.
+    What `parent` has already is linked there. Memory used is two pieces per thread. Raises OSError; what was written
+    is removed then.
     """
+    remove(directory)  # an earlier file may be a link to another checkpoint's: it must not be written to
     jobs = [(process.pid, key) for process in processes for key in _keys(process, settings.chunk)]
     pagemaps = {
         process.pid: os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -36,6 +41,8 @@ def capture(processes: Sequence[Process], directory: str, settings: Settings) ->
         if not hasattr(local, "buffer"):
             local.buffer = chunk.Buffer()
         pid, key = job
+        if parent and (linked := parent.link(where, key, pid, pagemaps[pid], local.buffer)):
+            return linked
         return chunk.capture(where, key, pid, pagemaps[pid], local.buffer, digest=settings.digest)
 
     try:

@@ -176,6 +176,26 @@ class Reader:
             if sum_.hexdigest() != self._digest:
                 raise IntegrityError(f"{self.key.name} of the checkpoint is damaged: its digest is another")
 
+    def check(self, buffer: Buffer | None = None) -> None:
+        """Read all of it. Raises IntegrityError, ImageError."""
+        for _ in self.pieces(buffer or Buffer()):
+            pass
+
+    def same(self, pid: int, pagemap: int, buffer: Buffer, other: Buffer) -> bool:
+        """Whether process `pid`, which does not run, holds just what the file does. Raises OSError."""
+        key, at = self.key, self.offset
+        flags = bytearray(key.pages)
+        for runs, size in batches(calls.present(pagemap, key.start, key.end)):
+            if calls.read(pid, runs, buffer.address) != size:
+                raise OSError(14, f"memory of process {pid} cannot be read")
+            for begin, end in _keep(runs, size, key.start, flags, buffer):
+                if os.preadv(self.fd, [other.view[: end - begin]], at) != end - begin:
+                    return False
+                if not calls.equal(buffer.address + begin, other.address, end - begin):
+                    return False
+                at += end - begin
+        return len(flags) == key.pages and _pack(flags) == self._bitmap
+
     def __enter__(self) -> Reader:
         return self
 

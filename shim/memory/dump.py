@@ -14,12 +14,17 @@ from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, r
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
 
 
-def take_out(record: Record, init: int, directory: str, settings: Settings) -> Journal | None:
+def take_out(
+    record: Record, init: int, directory: str, settings: Settings, parent: Parent | None = None
+) -> Journal | None:
     """Capture and drop the large memory of the container whose first process is `init`.
+
+    Chunks that are as in `parent` are linked instead of written.
 
     Returns the journal to hand to `put_back` or `conclude`; None when there is nothing to move. When it raises,
     the container is as it was. Raises CheckpointError, UnsupportedError, ConflictError, SpaceError.
@@ -46,10 +51,11 @@ def take_out(record: Record, init: int, directory: str, settings: Settings) -> J
             box.set(was_frozen)
             return None
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        _check_space(chosen, directory)
+        if parent is None:  # else nobody knows before; nothing is dropped if there is too little
+            _check_space(chosen, directory)
         size = sum(area.resident for process in chosen for area in process.areas)
         with trace.span("memory: capture", bytes=size, threads=settings.threads):
-            capture.capture(chosen, directory, settings)
+            capture.capture(chosen, directory, settings, parent)
         members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
         note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
         note.write(record)

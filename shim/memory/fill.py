@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 
 from cryoci.errors import RestoreError
-from cryoci.shim.memory import calls, chunk, find
+from cryoci.shim.memory import calls, chain, chunk, find
 from cryoci.shim.memory.capture import each
 from cryoci.shim.memory.index import Index
 
@@ -26,7 +25,7 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
                 f"process {vpid} of the container, whose memory is to be filled, is not there"
             )
         _check_areas(pids[vpid], vpid, runs)
-    where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    places = chain.Places(index, directory)
     local = threading.local()
 
     def one(job: tuple[chunk.Key, str]) -> int:
@@ -34,7 +33,7 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
         total = 0
         if not hasattr(local, "buffer"):
             local.buffer = chunk.Buffer()
-        with chunk.Reader(where, key, digest) as reader:
+        with chunk.Reader(places.of(key), key, digest) as reader:
             for runs, size in reader.pieces(local.buffer):
                 done = calls.write(pids[key.vpid], runs, local.buffer.address)
                 if done != size:
@@ -53,7 +52,7 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
             hint="see the node's free memory and the container's limit",
         ) from e
     finally:
-        os.close(where)
+        places.close()
 
 
 def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:

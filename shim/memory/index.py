@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """cryoci-memory.json: which memory of which process lies in which chunk files, beside CRIU's images.
 
-    {"version": 1, "page_size": 4096, "chunk": BYTES of the largest chunk,
+    {"version": 1, "page_size": 4096,
      "processes": [{"pid": PID in the container, "areas": [["START", "END"], ...] in hex}],
      "chunks": [[PID, "START" in hex, PAGES, "sha256 in hex, or empty"], ...]}
+
+Version 2 has "sources": [NAME, ...] as well, directories beside this checkpoint's; a chunk with a fifth element, a
+number of these from 0 on, lies in that one (chain.py). Without such chunks version 1 is written.
 
 Whoever made a checkpoint is not trusted: every number is checked before it is used.
 """
@@ -12,27 +15,33 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryoci.errors import ImageError, UnsupportedError
 from cryoci.files import write_json
+from cryoci.shim.memory import chunk
 from cryoci.shim.memory.calls import PAGE, Run
 from cryoci.shim.memory.chunk import MAX_PAGES, Key
 
 NAME = "cryoci-memory.json"
-VERSION = 1
+VERSION, CHAINED = 1, 2
+FORMAT = f"{chunk.VERSION} {PAGE}"  # of chunk files: version and page size, as io.cryoci.memory.format of an image
+MAX_SOURCES = 4096
+_SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:+=,-]{0,254}\Z")
 _LIMIT = 64 << 20
 _TOP = 1 << 47  # user addresses of x86-64 with four levels; five are never given out unasked
 
 
 @dataclass(frozen=True)
 class Index:
-    """`areas` by pid in the container; `chunks` with their digests."""
+    """`areas` by pid in the container; `chunks` with their digests; `sources` of those that lie elsewhere."""
 
     areas: dict[int, tuple[Run, ...]]
     chunks: tuple[tuple[Key, str], ...]
+    sources: Mapping[Key, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -45,19 +54,33 @@ def exists(directory: str) -> bool:
     return os.path.lexists(f"{directory}/{NAME}")
 
 
-def write(directory: str, areas: dict[int, Sequence[Run]], chunks: Iterable[tuple[Key, str]]) -> None:
+def is_source(name: str) -> bool:
+    """Whether a directory of this name can be one of an index's sources: no path, nothing hidden."""
+    return bool(_SOURCE.match(name))
+
+
+def write(
+    directory: str,
+    areas: Mapping[int, Sequence[Run]],
+    chunks: Iterable[tuple[Key, str]],
+    sources: Mapping[Key, str] | None = None,
+) -> None:
     """Write the index, durably. Raises OSError."""
+    elsewhere = sources or {}
+    names = sorted(set(elsewhere.values()))
+    number = {name: [place] for place, name in enumerate(names)}
     value = {
-        "version": VERSION,
+        "version": CHAINED if names else VERSION,
         "page_size": PAGE,
         "processes": [
             {"pid": pid, "areas": [[f"{start:x}", f"{start + size:x}"] for start, size in runs]}
             for pid, runs in sorted(areas.items())
         ],
         "chunks": [
-            [key.vpid, f"{key.start:x}", key.pages, digest]
+            [key.vpid, f"{key.start:x}", key.pages, digest, *number.get(elsewhere.get(key, ""), ())]
             for key, digest in sorted(chunks, key=lambda c: (c[0].vpid, c[0].start))
         ],
+        **({"sources": names} if names else {}),
     }
     write_json(f"{directory}/{NAME}", value)
 
@@ -74,9 +97,9 @@ def read(directory: str) -> Index:
         raise ImageError(f"{NAME} of the checkpoint cannot be read: {e}") from e
     if not isinstance(value, dict):
         raise ImageError(f"{NAME} of the checkpoint is not an index of memory")
-    if value.get("version") != VERSION:
+    if value.get("version") not in (VERSION, CHAINED) or type(value["version"]) is not int:
         raise UnsupportedError(
-            f"{NAME} of the checkpoint is of version {str(value.get('version'))[:20]}, not {VERSION}",
+            f"{NAME} of the checkpoint is of version {str(value.get('version'))[:20]}, not {CHAINED} or less",
             hint="upgrade cryoci",
         )
     if value.get("page_size") != PAGE:
@@ -88,9 +111,26 @@ def read(directory: str) -> Index:
         areas = {_pid(process["pid"]): _areas(process["areas"]) for process in value["processes"]}
         chunks = tuple((_key(*entry[:3]), _digest(entry[3])) for entry in value["chunks"])
         _check(areas, chunks)
+        sources = _sources(value, chunks) if value["version"] == CHAINED else {}
     except (KeyError, TypeError, ValueError, IndexError) as e:
         raise ImageError(f"{NAME} of the checkpoint is damaged: {e}") from e
-    return Index(areas, chunks)
+    return Index(areas, chunks, sources)
+
+
+def _sources(value: dict[str, Any], chunks: Sequence[tuple[Key, str]]) -> dict[Key, str]:
+    names = value["sources"]
+    if not isinstance(names, list) or not 0 < len(names) <= MAX_SOURCES:
+        raise ValueError("it has no sources, or too many")
+    if not all(isinstance(name, str) and is_source(name) for name in names):
+        raise ValueError("a source is no plain name")
+    found = {}
+    for (key, digest), entry in zip(chunks, value["chunks"], strict=True):
+        if len(entry) < 5:
+            continue
+        if type(entry[4]) is not int or not 0 <= entry[4] < len(names) or not digest:
+            raise ValueError("a chunk is of no source, or has no digest to know it by")
+        found[key] = names[entry[4]]
+    return found
 
 
 def _check(areas: dict[int, tuple[Run, ...]], chunks: Sequence[tuple[Key, str]]) -> None:

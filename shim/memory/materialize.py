@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cryoci.errors import ImageError, NotFoundError
+from cryoci.errors import ImageError
 from cryoci.files import sync_directory
 from cryoci.shim.criu import images
-from cryoci.shim.memory import capture, chunk, guard, index
+from cryoci.shim.memory import capture, chain, chunk, guard, index
 from cryoci.shim.memory.calls import PAGE
 
 _PRESENT = 4  # PE_PRESENT
@@ -36,34 +36,27 @@ def materialize(directory: str | os.PathLike[str]) -> int:
     Raises NotFoundError when they are whole already or no images, ImageError, IntegrityError, OSError: the
     directory then is as it was, less some room.
     """
-    where = os.fspath(directory)
-    if not index.exists(where) and index.exists(f"{where}/checkpoint"):
-        where += "/checkpoint"
-    if not index.exists(where):
-        raise NotFoundError(
-            f"{where} holds no memory out of band",
-            hint="give a checkpoint directory with cryoci-memory.json",
-        )
+    where = chain.images_of(directory)
     content = index.read(where)
     if os.path.exists(f"{where}/{guard.FILES_KEPT}"):
         guard.arm(where)
-    fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    places = chain.Places(content, where)
     moved = 0
     renames: list[str] = []
     try:
         for vpid in content.areas:
             chunks = [(key, digest) for key, digest in content.chunks if key.vpid == vpid]
-            done, name = _pages(where, fd, vpid, chunks)
+            done, name = _pages(where, places, vpid, chunks)
             moved += done
             renames += [f"pagemap-{vpid}.img", name, f"core-{vpid}.img"]
             _write(f"{where}/core-{vpid}.img{_NEW}", _awake(_read(f"{where}/core-{vpid}.img")))
-        os.fsync(fd)
+        sync_directory(where)
     except BaseException:
         for path in Path(where).glob(f"*{_NEW}"):
             path.unlink()
         raise
     finally:
-        os.close(fd)
+        places.close()
     for name in renames:
         os.rename(f"{where}/{name}{_NEW}", f"{where}/{name}")
     sync_directory(where)
@@ -88,7 +81,9 @@ class _Entry:
         return self.start + self.pages * PAGE
 
 
-def _pages(where: str, fd: int, vpid: int, chunks: list[tuple[chunk.Key, str]]) -> tuple[int, str]:
+def _pages(
+    where: str, places: chain.Places, vpid: int, chunks: list[tuple[chunk.Key, str]]
+) -> tuple[int, str]:
     """Write a process' pages anew, CRIU's and the chunks' in the order of their addresses."""
     data = _read(f"{where}/pagemap-{vpid}.img")
     messages = list(_messages(data, 8))
@@ -113,7 +108,7 @@ def _pages(where: str, fd: int, vpid: int, chunks: list[tuple[chunk.Key, str]]) 
                     _copy(old, out, at, end - start)
                     at += end - start
                 continue
-            with chunk.Reader(fd, *part) as reader:
+            with chunk.Reader(places.of(part[0]), *part) as reader:
                 found += [_new_entry(first, size // PAGE, wide=wide) for first, size in reader.runs]
                 for _, size in reader.pieces(buffer):
                     out.write(buffer.view[:size])

@@ -104,6 +104,7 @@ def _fill(found: Journal, threads: int) -> None:
     mine = index.Index(
         {vpid: runs for vpid, runs in content.areas.items() if vpid in pids},
         tuple(entry for entry in content.chunks if entry[0].vpid in pids),
+        content.sources,
     )
     with trace.span("memory: fill", threads=threads) as span:
         span["bytes"] = fill.fill(mine, found.directory, pids, threads)

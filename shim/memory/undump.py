@@ -7,7 +7,7 @@ import os
 
 from cryoci.errors import RestoreError
 from cryoci.shim import cgroup
-from cryoci.shim.memory import find, freezer, guard, index, journal, repair
+from cryoci.shim.memory import chain, find, freezer, guard, index, journal, repair
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
 from cryoci.shim.memory.settings import Settings
@@ -19,7 +19,7 @@ def prepare(record: Record, directory: str) -> str:
 
     Raises ImageError, UnsupportedError, OSError.
     """
-    index.read(directory)
+    chain.Places(index.read(directory), directory).close()
     where = record.directory + "/images"
     guard.view(directory, where)
     return where

@@ -15,6 +15,7 @@ from cryoci.errors import CryociError, RestoreError, UnsupportedError
 from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
 from cryoci.shim.memory import capture, dump, index, repair, undump
+from cryoci.shim.memory.parent import Parent
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
 
@@ -27,18 +28,23 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
-    Two flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
-    container, with --criu-memory CRIU moves it all.
+    Three flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
+    container, with --criu-memory CRIU moves it all, and --memory-parent names images of an earlier checkpoint, whose
+    chunks are linked where they are the same.
     """
     settings = config.load().memory
     if not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)
+    parent = _parent(line)
     try:
-        note = dump.take_out(record, _init(line, below), directory, settings)
+        note = dump.take_out(record, _init(line, below), directory, settings, parent)
     except UnsupportedError as e:
         failure.say(line, f"CRIU moves all memory itself: {e.message}", e.hint, level="warning")
         note = None
+    finally:
+        if parent is not None:
+            parent.close()
     if note is None:
         return act()
     status = 1
@@ -132,6 +138,18 @@ def _beside(
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     return status if not done or filled == 0 else 1
+
+
+def _parent(line: Invocation) -> Parent | None:
+    """The earlier checkpoint that --memory-parent names; None, and a warning, when it is of no use."""
+    directory = line.options.get("memory-parent")
+    if not directory:
+        return None
+    try:
+        return Parent(directory)
+    except CryociError as e:
+        failure.say(line, f"nothing is shared with {directory}: {e.message}", e.hint, level="warning")
+        return None
 
 
 def _init(line: Invocation, below: Runtime) -> int:

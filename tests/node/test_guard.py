@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.node.conftest import Site
-from tests.node.subject import KINDS, Subject, failing, runs_on
+from tests.node.subject import CONFIG, KINDS, Subject, failing, runs_on
 from tests.nodes.namespace import NamespaceNode
 from tests.nodes.node import Node
 
@@ -169,3 +169,35 @@ def test_what_would_fight_with_a_guard_is_refused(site: Site) -> None:
     subject.remove()
     assert "no container" in failing(site.a, ["cryoci", "guard", subject.name])
     assert "never guarded" in failing(site.a, ["cryoci", "guard", "status", "nobody"])
+
+
+@pytest.mark.parametrize("place", ["disk", "registry"])
+def test_incremental_checkpoints_write_little_and_come_back(site: Site, place: str) -> None:
+    """podman by cryoci-runtime: memory that does not change is there once; a crash comes back from shared files."""
+    site.a.write(CONFIG, '[memory]\nengine = "parallel"\nthreshold = "1M"\nchunk = "8M"\n')
+    subject = site.subject(KINDS["podman+cryoci-runtime"])
+    before = subject.start("--memory-mib=40")
+    to = "disk" if place == "disk" else f"{site.registry}/guarded-{subject.name}"
+    words = ("--every", "2s", "--keep", "2", "--to", to, "--incremental")
+    with guarding(site.a, subject.name, *words):
+        first = until(site.a, subject.name, lambda s: s["taken"] >= 3)
+        assert all(kept["shared"] > 30 << 20 for kept in first["kept"][-2:]), first
+        kill(subject)
+        after = recovered(site.a, subject.name, 1)
+        runs_on(before, subject.wait(before["count"] + 1))
+        later = until(site.a, subject.name, lambda s: s["taken"] > after["taken"])
+        assert later["kept"][-1]["shared"] > 30 << 20  # with what it was restored from
+    runs_on(before, subject.wait(before["count"] + 3))
+    site.a.run(["cryoci", "guard", "stop", subject.name, "--remove"])
+    subject.remove()
+    site.a.sh(f"podman rm -f -t 0 $(podman ps -aq --filter name={subject.name}-crashed) && rm {CONFIG}")
+
+
+def test_incremental_needs_memory_out_of_band(site: Site) -> None:
+    subject = site.subject(BARE)
+    subject.start()
+    site.a.sh(f"rm -f {CONFIG}")
+    with guarding(site.a, subject.name, "--every", "1s", "--incremental"):
+        told = until(site.a, subject.name, lambda s: s["failed"] >= 1)
+        assert "memory out of band" in told["message"]
+    subject.remove()
