@@ -175,9 +175,21 @@ def _soft_dirty() -> int:
     return 0 if entry >> 55 & 1 else errno.EOPNOTSUPP
 
 
+def _custom_storage() -> int:
+    """The driver's checkpoint functions that let their caller move the bytes (r615)."""
+    from cryoci.errors import CryociError
+    from cryoci.shim.gpu.cuda import Driver
+
+    try:
+        return 0 if Driver().custom_storage else errno.ENOSYS
+    except CryociError:
+        return errno.ENODEV
+
+
 CALLS: dict[str, Callable[[], int]] = {
     "kcmp": _kcmp,
     "userfaultfd": _userfaultfd,
     "process_vm_readv": _process_vm,
     "soft-dirty": _soft_dirty,
+    "cuda-custom-storage": _custom_storage,
 }

@@ -21,7 +21,7 @@ MATRIX = (
     (610, "CUDA IPC inside of a job"),
     (615, "custom storage"),
 )
-MINIMUM, FIXED, AARCH64 = 570, 575, 595
+MINIMUM, FIXED, AARCH64, CUSTOM = 570, 575, 595, 615
 CDI = ("/etc/cdi", "/var/run/cdi", "/run/cdi")
 HOOKS = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d")
 _NONE = "no NVIDIA driver is loaded"
@@ -84,6 +84,25 @@ def libcuda(facts: Facts) -> Check:
             fix,
         )
     return Check(name, tested, "ok", found[0])
+
+
+def custom_storage(facts: Facts) -> Check:
+    """Whether a checkpoint could bypass host memory on this driver. Why cryoci does not: docs/gpu.md."""
+    name, tested = (
+        "gpu.custom-storage",
+        "whether the driver lets its caller move GPU memory (custom storage, r615)",
+    )
+    version = driver_version(facts)
+    if version is None:
+        return Check(name, tested, "skip", _NONE)
+    if facts.call("cuda-custom-storage") == 0:
+        return Check(name, tested, "ok", "it does; cryoci goes through host memory all the same")
+    if int(version.split(".")[0]) >= CUSTOM:
+        why = f"{version} should, and the libcuda.so.1 found here does not"
+        return Check(
+            name, tested, "warn", why, "reinstall the driver's libraries: they are of another version"
+        )
+    return Check(name, tested, "ok", "it does not: GPU memory goes through host memory")
 
 
 def devices(facts: Facts) -> Check:
@@ -199,4 +218,4 @@ def amd(facts: Facts) -> Check:
     return Check(name, tested, "ok", f"{found[0]}/amdgpu_plugin.so")
 
 
-CHECKS = (driver, libcuda, devices, mig, persistence, mps, cdi, legacy_hook, amd)
+CHECKS = (driver, libcuda, custom_storage, devices, mig, persistence, mps, cdi, legacy_hook, amd)

@@ -20,6 +20,7 @@ from cryoci.errors import CryociError, NotFoundError, UnsupportedError
 LIBRARY = "libcuda.so.1"
 MINIMUM = 12080  # cuDriverGetVersion of r570
 PAIRS = 13000  # r580: restore takes a map of GPUs
+CUSTOM = 13040  # r615: a caller may move the bytes
 
 
 class State(enum.IntEnum):
@@ -137,13 +138,13 @@ class Driver:
         """Can a caller move the bytes itself (r615, CUDA 13.4)?"""
         found = ctypes.c_void_p()
         get = getattr(self._library, "cuGetProcAddress_v2", None)
-        if get is None:
+        if get is None or self.version < CUSTOM:
             return False
         get.argtypes = [
             ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p,
         ]  # fmt: skip
         name = b"cuCheckpointOperationComplete"
-        return get(name, ctypes.byref(found), 13040, 0, None) == 0 and found.value is not None
+        return get(name, ctypes.byref(found), CUSTOM, 0, None) == 0 and found.value is not None
 
     def init(self) -> None:
         """cuInit: costs up to 0.3 s a GPU, and keeps the driver's state alive for this process' time."""

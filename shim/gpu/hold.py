@@ -161,7 +161,7 @@ def take(
             preflight.check(management, driver, init, found, gpus)
             preflight.check_host_memory(init, found, images)
             hold.dump.tasks = found
-            hold.dump.flags = preflight.flags(found)
+            hold.dump.flags = {**preflight.flags(found), "custom-storage": driver.custom_storage}
             hold.write(done=False)
 
         with deferred(), running():

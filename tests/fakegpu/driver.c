@@ -845,3 +845,21 @@ int nvmlDeviceGetMPSComputeRunningProcesses_v3(struct device *d, unsigned *room,
 	*room = 0;
 	return 0;
 }
+
+/* ---- what r615 has besides, for its callers to find; $FAKEGPU_CUDA says the version ---- */
+
+static int complete(void *handle)
+{
+	(void)handle;
+	return 801;
+}
+
+int cuGetProcAddress_v2(const char *name, void **found, int version, uint64_t flags, int *status)
+{
+	int have;
+	(void)flags;
+	(void)status;
+	cuDriverGetVersion(&have);
+	*found = have >= 13040 && version >= 13040 && !strcmp(name, "cuCheckpointOperationComplete") ? complete : NULL;
+	return *found ? OK : 500; /* CUDA_ERROR_NOT_FOUND */
+}

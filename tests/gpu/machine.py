@@ -54,11 +54,11 @@ class Node:
         }
 
     def cryoci(
-        self, *words: str, check: bool = True, prelude: str = ""
+        self, *words: str, check: bool = True, prelude: str = "", timeout: float = 180
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the CLI; `prelude` is Python that runs in it first."""
         argv = [sys.executable, "-c", f"{prelude}\nfrom cryoci.cli.main import main; main()", *words]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, timeout=180)
+        done = subprocess.run(argv, env=self.environment, capture_output=True, timeout=timeout)
         if check:
             assert done.returncode == 0, (
                 f"cryoci {' '.join(words)}: {done.stderr.decode()}{done.stdout.decode()}"
