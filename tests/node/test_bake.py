@@ -80,6 +80,16 @@ def test_what_never_gets_ready_leaves_nothing(site: Site) -> None:
     assert "not ready within 1 s (--ready-port 8000)" in said
     assert "nobody can tell" in failing(site.a, [*bake, site.image])
     assert "--ready-log '('" in failing(site.a, [*bake, "--ready-log=(", site.image])
+    for wrong in (
+        ["--bundle", "/srv", site.image],
+        ["--bundle", "/srv", "--podman=-t"],
+        ["--rootfs=none", site.image],
+        [],
+    ):
+        failing(site.a, [*bake, "--ready-port=8000", *wrong])
+    assert "could not be started from /srv" in failing(
+        site.a, [*bake, "--ready-port=8000", "--bundle", "/srv"]
+    )
     assert leftovers(site.a) == before
 
 
