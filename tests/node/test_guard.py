@@ -166,6 +166,7 @@ def test_what_would_fight_with_a_guard_is_refused(site: Site) -> None:
     assert "--to nowhere is no place" in failing(
         site.a, ["cryoci", "guard", subject.name, "--to", "nowhere"]
     )
+    assert "for bare containers" in failing(site.a, ["cryoci", "guard", subject.name, "--rootfs", "none"])
     subject.remove()
     assert "no container" in failing(site.a, ["cryoci", "guard", subject.name])
     assert "never guarded" in failing(site.a, ["cryoci", "guard", "status", "nobody"])
