@@ -4,23 +4,42 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# It outlives whoever asked it to stop, and its service's control group: the container would get SIGPIPE.
+_SINK = """
+trap '' TERM INT HUP
+echo 0 > /sys/fs/cgroup/cgroup.procs
+exec cat > /dev/null
+"""
 
 
 @contextmanager
 def own() -> Iterator[Callable[[str], None]]:
     """Keep stdin, stdout and stderr to this process for a with block; yields how to say a line on stdout.
 
-    Containers of bare runc and crun inherit them from whoever restores them, and CRIU could not dump a log file,
-    a socket of the journal or a terminal of this node again: they get /dev/null.
+    Containers of bare runc and crun inherit them from whoever restores them, and CRIU could not dump a file, a device,
+    a socket of the journal or a terminal of this node again. They get pipes, which it can: nothing to read, and
+    a `cat` that ends with the last who writes.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(fd) for fd in (0, 1, 2)]  # not inheritable
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    (nothing, end), (drain, sink) = os.pipe(), os.pipe()
+    os.close(end)
+    subprocess.Popen(
+        ["sh", "-c", _SINK],
+        stdin=drain,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+    os.close(drain)
 
     def say(line: str) -> None:
         text = "".join(
@@ -32,11 +51,12 @@ def own() -> Iterator[Callable[[str], None]]:
             pass  # whoever read it has gone, and that must not end the work
 
     try:
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
+        for fd, pipe in enumerate((nothing, sink, sink)):
+            os.dup2(pipe, fd)
         yield say
     finally:
         for fd, saved in enumerate(kept):
             os.dup2(saved, fd)
             os.close(saved)
-        os.close(null)
+        os.close(nothing)
+        os.close(sink)

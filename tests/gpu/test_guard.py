@@ -105,7 +105,7 @@ def test_killed_ten_times() -> None:
         daemon = node.daemon(log, "guard", trainer.name, *words)
         job.until("taken", 1)
         guarded = job.rate(4 * EVERY)
-        dice = random.Random(11)
+        taken, dice = job.guard()["taken"], random.Random(11)
         had: list[str] = []
         for number in range(1, KILLS + 1):
             time.sleep(dice.uniform(1.5, 2 * EVERY))
@@ -141,6 +141,7 @@ def test_killed_ten_times() -> None:
         )
         report("guard: recovery of that (goal 0.2)", f"{statistics.median(back) / script:.3f}")
         assert len(back) == KILLS and said.count("restored guarded") == KILLS
+        assert job.guard()["taken"] - taken > KILLS // 3, said  # restored ones are checkpointed again
     finally:
         node.cryoci("guard", "stop", trainer.name, "--remove", check=False)
         if daemon is not None:
