@@ -135,7 +135,7 @@ def test_checkpoint_and_annotated_create(place: Place, below: str) -> None:
     engine.crictl("start", copy)
     after = engine.wait(copy, before["count"] + 3)
     runs_on(before, after)
-    assert after["hostname"] == f"copy-{below}" or engine.kind.daemon == "containerd"
+    assert after["hostname"] == f"copy-{below}"
     assert f"count {after['count']}" in engine.say("logs", copy)
     assert engine.say("exec", copy, "echo", "here") == "here"
     engine.end(again, copy)
