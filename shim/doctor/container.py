@@ -227,6 +227,16 @@ def namespaces(subject: Subject) -> Check:
     return Check(name, tested, "ok", f"{len(subject.pids)} processes")
 
 
+def user(subject: Subject) -> Check:
+    """CRIU cannot read its images from inside of one when it restores it."""
+    name, tested = "container.user-namespace", "the container has no user namespace"
+    spaces = (subject.spec.get("linux") or {}).get("namespaces") or ()
+    if any(one.get("type") == "user" for one in spaces):
+        why = "it has one, and CRIU cannot restore such a container"
+        return Check(name, tested, "fail", why, "start it without (no --userns, --uidmap)")
+    return Check(name, tested, "ok", "none")
+
+
 def traced(subject: Subject) -> Check:
     name, tested = "container.traced", "no process is traced"
     for pid in subject.pids:
@@ -252,5 +262,5 @@ def memory(subject: Subject) -> Check:
 
 
 CHECKS = (
-    io_uring, descriptors, ghosts, tcp, sockets, outside, mounts, namespaces, traced, memory,
+    io_uring, descriptors, ghosts, tcp, sockets, outside, mounts, namespaces, user, traced, memory,
 )  # fmt: skip

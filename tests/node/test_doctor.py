@@ -14,7 +14,8 @@ import pytest
 from cryoci.shim.criu import cpuinfo
 from tests.node.conftest import Site
 from tests.node.subject import CONFIG, KINDS
-from tests.node.trouble import running, without_criu
+from tests.node.subject import failing as refused
+from tests.node.trouble import argv, running, unharmed, without_criu
 from tests.nodes.namespace import NamespaceNode
 from tests.unit.criu_images import message
 
@@ -110,6 +111,15 @@ def test_a_container(site: Site) -> None:
         assert "container.ghost-files" in found
     with running(site, KINDS["runc"]) as subject:
         assert failing(doctor(site.a, subject.name)) == []
+
+
+def test_a_user_namespace_is_refused_before_anything_is_touched(site: Site) -> None:
+    maps = ("--uidmap=0:100000:65536", "--gidmap=0:100000:65536")
+    for name in ("podman+runc", "podman+crun", "podman+cryoci-runtime"):
+        with running(site, KINDS[name], options=maps) as subject:
+            assert failing(doctor(site.a, subject.name)) == ["container.user-namespace"]
+            with unharmed(subject):
+                assert "has a user namespace" in refused(site.a, argv(subject))
 
 
 def test_an_image_and_a_log(site: Site) -> None:

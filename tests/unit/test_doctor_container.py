@@ -115,6 +115,12 @@ def test_a_file_of_another_mount_namespace(tmp_path: Path) -> None:
     assert found.verdict == "fail" and "/log" in found.found
 
 
+def test_a_container_in_a_user_namespace() -> None:
+    spec = {"linux": {"namespaces": [{"type": "pid"}, {"type": "user"}]}}
+    assert container.user(Subject(Facts(), (1,), spec)).verdict == "fail"
+    assert container.user(real(1)).verdict == "ok"
+
+
 def test_mounts(tmp_path: Path) -> None:
     root = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /proc rw - proc proc rw\n3 1 0:2 / /data rw - ext4 a rw\n"
     hook = "4 2 0:5 / /proc/driver/nvidia/gpus/0000:00:04.0 rw master:5 - tmpfs tmpfs rw\n"
