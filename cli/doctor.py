@@ -70,7 +70,7 @@ def command(
 
 
 def _image(subject: str, where: dict[str, Any]) -> list[Check]:
-    from cryoci.errors import UsageError
+    from cryoci.errors import NotFoundError, UsageError
     from cryoci.ociimage import contents, image, reference
     from cryoci.shim.criu import cpuinfo
     from cryoci.shim.doctor import image as checks
@@ -80,7 +80,10 @@ def _image(subject: str, where: dict[str, Any]) -> list[Check]:
     if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
         raise UsageError(f"{subject} is neither a container, an image nor a log", hint="see `cryoci list`")
     registry = output.options(**where)
-    info = image.inspect(ref, registry_options=registry)
+    try:
+        info = image.inspect(ref, registry_options=registry)
+    except NotFoundError as e:
+        raise NotFoundError(f"{e.message}; nor is there a container {subject}", hint=e.hint) from e
     name = f"checkpoint/{cpuinfo.NAME}"
     with contents.opened(ref, lambda file: file == name, registry_options=registry) as found:
         images = str(found.directory / "checkpoint")

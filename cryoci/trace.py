@@ -20,6 +20,7 @@ from cryoci.redact import words
 
 JOURNAL = "/run/systemd/journal/socket"
 verbose = False  # set by `cryoci --verbose`
+_complained = False
 
 
 class Call:
@@ -42,12 +43,18 @@ def call(argv: Sequence[str]) -> Iterator[Call]:
         shown = words(argv)
         if verbose:
             state = "failed" if made.status is None else f"status {made.status}"
-            sys.stderr.write(f"+ {seconds:7.3f} s  {state}  {shlex.join(shown)}\n")
+            sys.stderr.write(f"+ {seconds:7.3f} s  {state}  {shlex.join(_short(shown))}\n")
         event("call", argv=shown, seconds=round(seconds, 6), status=made.status)
 
 
+def _short(argv: Sequence[str]) -> Sequence[str]:
+    """The runtime by its name, for people: it is called by its file, and that by an interpreter."""
+    return ["cryoci-runtime", *argv[3:]] if argv[2:3] and argv[2].endswith("/shim/launcher.py") else argv
+
+
 def event(name: str, **values: Any) -> None:
-    """Write one event to $CRYOCI_LOG, if it is set. Never raises."""
+    """Write one event to $CRYOCI_LOG, if it is set. Never raises; with --verbose it says why there is no log."""
+    global _complained
     where = os.environ.get("CRYOCI_LOG")
     if not where:
         return
@@ -64,8 +71,10 @@ def event(name: str, **values: Any) -> None:
                 os.write(fd, text.encode() + b"\n")
             finally:
                 os.close(fd)
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError) as e:
+        if verbose and not _complained:
+            _complained = True
+            sys.stderr.write(f"cryoci: nothing is logged: CRYOCI_LOG={where}: {e}\n")
 
 
 def _journal(name: str, text: str) -> None:
