@@ -5,9 +5,11 @@
     python -m bench.lifecycle --node                in a fresh test node (root)
     python -m bench.lifecycle --launcher PATH       on this machine, with the runtimes that it has (root)
 
-A life is create, start, state, exec, kill, delete of a container of its own. The bare runtime and cryoci-runtime
+A life is create, start, state, exec, kill, delete of a container of its own; with `--checkpoint-every N` each Nth life
+has a checkpoint and a restore in its middle. The bare runtime and cryoci-runtime
 take turns, in rounds of a fifth of the lives each. Prints a markdown table: lives per second, and what one life
-takes; then what is there after all lives that was not there before. The exit status is 1 when that is anything.
+takes; then what is there after all lives that was not there before, but for the logs of CRIU that cryoci-runtime keeps
+of the last 32 containers. The exit status is 1 when that is anything.
 """
 
 import argparse
@@ -25,17 +27,24 @@ from pathlib import Path
 from bench.passthrough import make_bundle, spawn
 
 ROUNDS = 5
+# what cryoci-runtime keeps on purpose (shim/remains.py): CRIU's logs of this many containers that are gone
+LOGS, KEPT = frozenset({"dump.log", "restore.log"}), 32
 
 
 class Runtime:
-    """One way to call one runtime; `lives` are seconds of each life, `walls` of each round."""
+    """One way to call one runtime; `lives` are seconds of each life, `walls` of each round.
 
-    def __init__(self, name: str, argv: list[str], env: dict[str, str], home: Path) -> None:
+    `moves` are the seconds of those lives that had a checkpoint and a restore, which every `every`th has.
+    """
+
+    def __init__(self, name: str, argv: list[str], env: dict[str, str], home: Path, every: int) -> None:
         self.name = name
         self.argv = argv
         self.env = env
         self.home = home
+        self.every = every
         self.lives: list[float] = []
+        self.moves: list[float] = []
         self.walls: list[float] = []
 
     def life(self, number: int) -> float:
@@ -45,18 +54,33 @@ class Runtime:
         spec["linux"]["cgroupsPath"] = f"/{name}"
         spec["linux"]["namespaces"].append({"type": "cgroup"})
         (bundle / "config.json").write_text(json.dumps(spec))
+        images = ["--image-path", str(bundle / "images"), "--work-path", str(bundle / "images")]
+        moves = self.every > 0 and number % self.every == 0
+        (bundle / "images").mkdir()
         began = time.perf_counter()
         for words in (
             ["create", "--bundle", str(bundle), "--pid-file", str(bundle / "pid"), name],
             ["start", name],
             ["state", name],
             ["exec", name, "/bin/true"],
+            *(
+                [
+                    ["checkpoint", *images, name],
+                    ["delete", "--force", name],
+                    ["restore", "--detach", "--bundle", str(bundle), *images, name],
+                    ["state", name],
+                ]
+                if moves
+                else []
+            ),
             ["kill", name, "KILL"],
             ["delete", "--force", name],
         ):
             spawn([*self.argv, *words], self.env)
         took = time.perf_counter() - began
         shutil.rmtree(bundle)
+        if moves:
+            self.moves.append(took)
         return took
 
     def round(self, first: int, count: int, at_once: int) -> None:
@@ -80,7 +104,15 @@ def census(*directories: Path) -> dict[str, set[str]]:
             continue  # it has ended
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     groups = {path for path, _, _ in os.walk("/sys/fs/cgroup")}
-    found = {str(path) for directory in directories for path in directory.rglob("*")}
+    found, kept = set(), set()
+    for place in (path for directory in directories for path in directory.rglob("*")):
+        logs = place.name in LOGS and "containers" in place.parts
+        if logs or (place.is_dir() and {p.name for p in place.iterdir()} & LOGS):
+            kept.add(str(place.parent if logs else place))
+        else:
+            found.add(str(place))
+    if len(kept) > KEPT:
+        found |= kept
     return {
         "processes": processes,
         "descriptors": descriptors,
@@ -90,7 +122,9 @@ def census(*directories: Path) -> dict[str, set[str]]:
     }
 
 
-def measure(kind: str, launcher: Path, lives: int, at_once: int, scratch: Path) -> dict[str, list[str]]:
+def measure(
+    kind: str, launcher: Path, lives: int, at_once: int, every: int, scratch: Path
+) -> dict[str, list[str]]:
     """Run both ways of one runtime and print its rows; returns what was left behind, by kind."""
     path = shutil.which(kind, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") or sys.exit(f"no {kind}")
     home = scratch / kind
@@ -99,12 +133,15 @@ def measure(kind: str, launcher: Path, lives: int, at_once: int, scratch: Path) 
     (home / "config.toml").write_text(f'[runtime]\npath = "{path}"\n')
     plain = {"PATH": os.environ["PATH"]}
     state = {**plain, "CRYOCI_RUN": str(home / "run"), "CRYOCI_CONFIG": str(home / "config.toml")}
-    bare = Runtime("bare", [path, "--root", str(home / "bare" / "root")], plain, home / "bare")
-    ours = Runtime("cryoci", [str(launcher), "--root", str(home / "ours" / "root")], state, home / "ours")
+    bare = Runtime("bare", [path, "--root", str(home / "bare" / "root")], plain, home / "bare", every)
+    ours = Runtime(
+        "cryoci", [str(launcher), "--root", str(home / "ours" / "root")], state, home / "ours", every
+    )
     for one in (bare, ours):
         one.round(0, 2, 1)  # caches are warm now, directories made
         one.lives.clear()
         one.walls.clear()
+        one.moves.clear()
     before = census(home)
     share = lives // ROUNDS
     for number in range(ROUNDS):
@@ -118,6 +155,9 @@ def measure(kind: str, launcher: Path, lives: int, at_once: int, scratch: Path) 
             f"| {kind} | {'alone' if one is bare else 'cryoci-runtime'} | {len(one.lives)} | {rate:.1f} "
             f"| {1000 / rate:.1f} | {statistics.median(one.lives) * 1000:.0f} | {p95 * 1000:.0f} |"
         )
+        if one.moves:
+            print(f"| | of these checkpointed and restored | {len(one.moves)} | | "
+                  f"| {statistics.median(one.moves) * 1000:.0f} | |")  # fmt: skip
     return {name: sorted(after[name] - before[name]) for name in after if after[name] - before[name]}
 
 
@@ -143,11 +183,19 @@ def main() -> int:
     parser.add_argument("runtimes", nargs="*", default=["runc", "crun"])
     parser.add_argument("--lives", type=int, default=200, help="of each runtime, each way")
     parser.add_argument("--at-once", type=int, default=20)
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=0, metavar="N", help="0: none is checkpointed"
+    )
     parser.add_argument("--launcher", type=Path, default=Path("/usr/local/bin/cryoci-runtime"))
     parser.add_argument("--node", action="store_true", help="run in a fresh test node")
     args = parser.parse_args()
     if args.node:
-        return in_node(["--lives", str(args.lives), "--at-once", str(args.at_once), *args.runtimes])
+        counts = (
+            ("--lives", args.lives),
+            ("--at-once", args.at_once),
+            ("--checkpoint-every", args.checkpoint_every),
+        )
+        return in_node([*(str(word) for pair in counts for word in pair), *args.runtimes])
     print(
         f"{args.lives} lives each, {args.at_once} at once, Linux {platform.release()}, {os.cpu_count()} cores\n"
     )
@@ -158,7 +206,8 @@ def main() -> int:
         prefix="cryoci-bench.", dir="/srv" if os.path.isdir("/srv") else None
     ) as scratch:
         for kind in args.runtimes:
-            for what, names in measure(kind, args.launcher, args.lives, args.at_once, Path(scratch)).items():
+            every, place = args.checkpoint_every, Path(scratch)
+            for what, names in measure(kind, args.launcher, args.lives, args.at_once, every, place).items():
                 left.setdefault(what, []).extend(names)
     print(f"\nleft behind: {json.dumps(left, indent=1) if left else 'nothing'}")
     return 1 if left else 0

@@ -17,7 +17,7 @@ import click
     help="The file. Default: cryoci-debug-ID.tar.gz",
 )
 def command(container: str, output: Path | None) -> None:
-    """Pack the record of CONTAINER (an id or the beginning of one), also when it is gone: its last failed dump or
+    """Pack the record of CONTAINER (its name, or by id also when it is gone): its last failed dump or
     restore with command line and times, CRIU's logs and their causes, its specification before and after, its
     processes, GPUs, and what `cryoci doctor` finds. Secrets are removed: values of the environment, passwords and
     tokens in command lines. Look at it all the same before you send it: names of files are in it.

@@ -52,7 +52,7 @@ def command(
     else:
         found = None
         if not any(mark in subject for mark in "/:@"):
-            from cryoci.shim.doctor import container
+            from cryoci.shim.doctor import container_gpu as container
             from cryoci.shim.doctor import subject as subjects
 
             try:
@@ -70,16 +70,24 @@ def command(
 
 
 def _image(subject: str, where: dict[str, Any]) -> list[Check]:
-    from cryoci.errors import UsageError
-    from cryoci.ociimage import image, reference
+    from cryoci.errors import NotFoundError, UsageError
+    from cryoci.ociimage import contents, image, reference
+    from cryoci.shim.criu import cpuinfo
     from cryoci.shim.doctor import image as checks
     from cryoci.shim.doctor.check import Facts
 
     ref = reference.parse(subject)
     if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
         raise UsageError(f"{subject} is neither a container, an image nor a log", hint="see `cryoci list`")
-    info = image.inspect(ref, registry_options=output.options(**where))
-    return checks.examine(Facts(), {"host.arch": info.architecture, **info.facts})
+    registry = output.options(**where)
+    try:
+        info = image.inspect(ref, registry_options=registry)
+    except NotFoundError as e:
+        raise NotFoundError(f"{e.message}; nor is there a container {subject}", hint=e.hint) from e
+    name = f"checkpoint/{cpuinfo.NAME}"
+    with contents.opened(ref, lambda file: file == name, registry_options=registry) as found:
+        images = str(found.directory / "checkpoint")
+        return checks.examine(Facts(), {"host.arch": info.architecture, **info.facts}, images)
 
 
 def _print(checks: list[Check], fix_hints: bool) -> None:

@@ -23,6 +23,7 @@ from cryoci.redact import words
 JOURNAL = "/run/systemd/journal/socket"
 TIMELINE = "CRYOCI_TIMELINE"
 verbose = False  # set by `cryoci --verbose`
+_complained = False
 
 
 class Call:
@@ -45,7 +46,7 @@ def call(argv: Sequence[str]) -> Iterator[Call]:
         shown = words(argv)
         if verbose:
             state = "failed" if made.status is None else f"status {made.status}"
-            sys.stderr.write(f"+ {seconds:7.3f} s  {state}  {shlex.join(shown)}\n")
+            sys.stderr.write(f"+ {seconds:7.3f} s  {state}  {shlex.join(_short(shown))}\n")
         event("call", argv=shown, start=round(start, 6), seconds=round(seconds, 6), status=made.status)
 
 
@@ -59,22 +60,33 @@ def span(name: str, **values: Any) -> Iterator[dict[str, Any]]:
         event("span", name=name, start=round(start, 6), seconds=round(time.monotonic() - start, 6), **values)
 
 
+def _short(argv: Sequence[str]) -> Sequence[str]:
+    """The runtime by its name, for people: it is called by its file, and that by an interpreter."""
+    return ["cryoci-runtime", *argv[3:]] if argv[2:3] and argv[2].endswith("/shim/launcher.py") else argv
+
+
 def event(event: str, **values: Any) -> None:
-    """Write one event to $CRYOCI_LOG and $CRYOCI_TIMELINE, as far as they are set. Never raises."""
-    sinks = [where for where in (os.environ.get("CRYOCI_LOG"), os.environ.get(TIMELINE)) if where]
+    """Write one event to $CRYOCI_LOG and $CRYOCI_TIMELINE, as far as they are set.
+
+    Never raises; with --verbose it says why there is no log.
+    """
+    global _complained
+    sinks = [(name, os.environ[name]) for name in ("CRYOCI_LOG", TIMELINE) if os.environ.get(name)]
     if not sinks:
         return
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-    for where in sinks:
+    for variable, where in sinks:
         try:
             text = json.dumps({"time": stamp, "event": event, "pid": os.getpid(), **values}, default=str)
             if where == "journald":
                 _journal(event, text)
             else:
                 _append(where, text)
-        except (OSError, ValueError):
-            pass
+        except (OSError, ValueError) as e:
+            if verbose and not _complained:
+                _complained = True
+                sys.stderr.write(f"cryoci: nothing is logged: {variable}={where}: {e}\n")
 
 
 def _append(path: str, text: str) -> None:

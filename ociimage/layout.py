@@ -128,7 +128,8 @@ class Layout:
             temporary.unlink(missing_ok=True)
             if isinstance(e, OSError) and e.errno in (28, 122):
                 raise SpaceError(
-                    f"no space left in {self.path}: {e.strerror}", hint="cryoci rm old images"
+                    f"no space left in {self.path}: {e.strerror}",
+                    hint="remove old images (cryoci rm, cryoci gc), or give another place",
                 ) from e
             raise
         return blob.Stored(name, size, 0 if known else size)

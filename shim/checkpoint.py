@@ -13,7 +13,7 @@ from cryoci.files import write_json
 from cryoci.shim import config, create, failure, operation, underlying
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.bundle import ORIGINAL
-from cryoci.shim.criu import conf
+from cryoci.shim.criu import conf, cpuinfo
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import CriuVersion, probe
 from cryoci.shim.devices import inject
@@ -72,6 +72,7 @@ def main(line: Invocation, launcher: str) -> int:
                 f"{path} reports success, but {directory} holds no inventory.img: there is no checkpoint",
                 hint=f"see CRIU's log: {record.log('dump')}",
             )
+        cpuinfo.dump(criu.path, directory)
         try:
             write_json(f"{directory}/{FACTS}", describe(below, criu, facts))
             if topology:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoci import __version__, redact
-from cryoci.errors import NotFoundError
-from cryoci.shim import cgroup, hooked, paths, remains
+from cryoci.shim import attempts, cgroup, hooked
 from cryoci.shim.bundle import ORIGINAL
 from cryoci.shim.criu import log
 from cryoci.shim.doctor import node
@@ -47,11 +46,11 @@ class _Tar:
 
 
 def collect(container: str, output: Path) -> list[str]:
-    """Write the tar; returns the names in it. `container` is an id, or the beginning of one.
+    """Write the tar; returns the names in it. `container` is a name, an id, or the beginning of one.
 
     Raises NotFoundError when nothing is known of it, OSError when `output` cannot be written.
     """
-    directory = _directory(container)
+    directory = attempts.directory(container)
     identity = directory.rpartition("/")[2]
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
@@ -66,20 +65,6 @@ def collect(container: str, output: Path) -> list[str]:
         temporary.unlink(missing_ok=True)
         raise
     return tar.names
-
-
-def _directory(container: str) -> str:
-    found = (
-        [d for d in remains.directories() if d.rpartition("/")[2].startswith(container)] if container else []
-    )
-    exact = [d for d in found if d.rpartition("/")[2] == container]
-    if len(exact or found) != 1:
-        what = "no container" if not found else "more than one container"
-        raise NotFoundError(
-            f"{what} {container} has a record or logs of cryoci-runtime",
-            hint=f"see `ls {paths.run_directory()}/containers/*`; names of engines are not known here, only ids",
-        )
-    return (exact or found)[0]
 
 
 def _fill(tar: _Tar, directory: str, identity: str) -> None:

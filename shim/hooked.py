@@ -9,9 +9,10 @@ mount of the container exists, and crun runs none: so a note is made from the bu
 from __future__ import annotations
 
 import json
+import posix
 import time
 
-from cryoci.shim import paths, state
+from cryoci.shim import paths, remains, state
 
 TYPE_CHECKING = False  # `typing` would cost the hook 3 ms
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _IMAGES = (
     "io.kubernetes.cri.image-name",
     "org.opencontainers.image.base.digest",
 )
+_JOURNALS = ("held.json", "memory.json")  # beside what remains.remove knows
 _GPU = ("/dev/nvidia", "/dev/kfd", "/dev/dri/renderD")
 
 
@@ -70,10 +72,44 @@ def note(seen: dict[str, Any], stage: str) -> None:
 
 
 def forget(seen: dict[str, Any]) -> None:
-    """Remove the note of a container that is gone. Never raises."""
-    where = path(str(seen.get("id", "")))
-    if where is not None:
-        state.unlink(where)
+    """Remove the note of a container that is gone, and what checkpoints of it left. Never raises.
+
+    A container of cryoci-runtime keeps its record here: `delete` removes it, after the runtime has deleted.
+    """
+    container = str(seen.get("id", ""))
+    where = path(container)
+    if where is None:
+        return
+    state.unlink(where)
+    for directory in remains.directories():
+        if directory.rpartition("/")[2] == container and not posix.access(
+            directory + "/runtime", posix.F_OK
+        ):
+            _settle(directory)
+
+
+def _settle(directory: str) -> None:
+    """Journals of operations on a container that was not cryoci-runtime's; CRIU's logs stay."""
+    import fcntl
+
+    try:  # as engines/processes.py: who works on the container holds it, and may bring it back to life
+        fd = posix.open(directory + "/checkpoint.lock", posix.O_RDWR | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = -1
+    except OSError:
+        return
+    try:
+        if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state.unlink(directory + "/checkpoint.lock")
+        for name in _JOURNALS:
+            state.unlink(f"{directory}/{name}")
+        remains.remove(directory)
+    except OSError:
+        pass  # it is at work: what is left goes when that ends
+    finally:
+        if fd >= 0:
+            posix.close(fd)
 
 
 def facts(container: str) -> dict[str, str]:

@@ -98,7 +98,7 @@ CORE: tuple[Known, ...] = (
     ),
     Known(
         "memory",
-        "criu/shmem.c",
+        "criu/cr-restore.c",
         r"Can't allocate|Unable to allocate memory|Cannot allocate memory|Out of memory",
         "the node has too little free memory",
         "free memory on this node, or restore on a larger one",

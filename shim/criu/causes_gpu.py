@@ -168,6 +168,13 @@ GPU: tuple[Known, ...] = (
         "dump",
     ),
     Known(
+        "cuda-tid-zero",
+        "plugins/cuda/cuda_plugin.c",
+        r"[Rr]estore[ _]t(?:hread|id)(?: pid)? 0\b",
+        "CRIU's CUDA plugin read no thread id: something else writes to the helper's output",
+        "unset LD_PRELOAD and similar variables of the engine",
+    ),
+    Known(
         "cuda-sigmask",
         "checkpoint-restore/criu#2465",
         r"Failed to get current sigmask for restore tid (\d+)",
@@ -181,13 +188,6 @@ GPU: tuple[Known, ...] = (
         r"Could not find restore thread for process ID (\d+)",
         "process {0} does not use CUDA (harmless by itself)",
         "look for another error; when it should use CUDA, its driver is older than 555",
-    ),
-    Known(
-        "cuda-tid-zero",
-        "NVIDIA/nvcf nvsnap wrapper",
-        r"[Rr]estore[ _]t(?:hread|id)(?: pid)? 0\b",
-        "CRIU's CUDA plugin read no thread id: something else writes to the helper's output",
-        "unset LD_PRELOAD and similar variables of the engine",
     ),
     Known(
         "cuda-restore-swallowed",
@@ -263,7 +263,7 @@ GPU: tuple[Known, ...] = (
     # -- AMD
     Known(
         "amd-userptr",
-        "checkpoint-restore/criu#1927",
+        "plugins/amdgpu/amdgpu_plugin.c",
         r"[Ff]ailed to create userptr for sdma: Device or resource busy",
         "the AMD driver cannot map a copy buffer as large as the GPU's largest allocation",
         "set KFD_MAX_BUFFER_SIZE (such as 2G) for CRIU; consumer GPUs are not supported",
@@ -279,7 +279,7 @@ GPU: tuple[Known, ...] = (
     Known(
         "amd-render-node",
         "checkpoint-restore/criu#2888",
-        r"Can't open drm render fd (\d+)",
+        r"Can't open drm render fd (\d+)|Failed to open /dev/dri/renderD(\d+)",
         "the AMD render node renderD{0} of the checkpoint is not in this container",
         "give the container the GPU under the same renderD number, or use CRIU 4.2 or newer",
         "restore",

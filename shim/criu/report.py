@@ -21,7 +21,7 @@ def explain_file(path: str) -> dict[str, Any]:
     except OSError as e:
         raise NotFoundError(
             f"cannot read {path}: {e.strerror}",
-            hint="CRIU's logs are in the record of the container: /run/cryoci/containers/",
+            hint="give a container's name or id instead, or look in /run/cryoci/containers/",
         ) from e
     cause = log.explain_text(text, log.verb_of(text, path), anywhere=True)
     return {

@@ -227,6 +227,16 @@ def namespaces(subject: Subject) -> Check:
     return Check(name, tested, "ok", f"{len(subject.pids)} processes")
 
 
+def user(subject: Subject) -> Check:
+    """CRIU cannot read its images from inside of one when it restores it."""
+    name, tested = "container.user-namespace", "the container has no user namespace"
+    spaces = (subject.spec.get("linux") or {}).get("namespaces") or ()
+    if any(one.get("type") == "user" for one in spaces):
+        why = "it has one, and CRIU cannot restore such a container"
+        return Check(name, tested, "fail", why, "start it without (no --userns, --uidmap)")
+    return Check(name, tested, "ok", "none")
+
+
 def traced(subject: Subject) -> Check:
     name, tested = "container.traced", "no process is traced"
     for pid in subject.pids:
@@ -238,29 +248,6 @@ def traced(subject: Subject) -> Check:
                 name, tested, "fail", f"process {pid} is traced by {match[1]}", "detach the debugger"
             )
     return Check(name, tested, "ok", "none")
-
-
-def gpu(subject: Subject) -> Check:
-    """What the CUDA driver cannot checkpoint, by what the processes map."""
-    name, tested = "container.gpu", "processes use of the GPU only what its driver checkpoints"
-    users = subject.mapping("libcuda.so", "/dev/nvidia")
-    if not users:
-        return Check(name, tested, "skip", "no process uses CUDA")
-    if subject.mapping("libcupti", "libnvperf", "cuda-gdb"):
-        fix = "run it without profilers and debuggers (NVIDIA/cuda-checkpoint#15)"
-        return Check(name, tested, "fail", "a profiler (CUPTI) is loaded", fix)
-    if subject.mapping("/dev/infiniband"):
-        return Check(
-            name, tested, "fail", "RDMA memory is mapped", "set NCCL_IB_DISABLE=1, and tear down RDMA first"
-        )
-    nccl = subject.mapping("libnccl")
-    if nccl and len(users) > 1:
-        fix = "driver 610+ with one job (cuda-checkpoint --launch-job), NCCL_CUMEM_ENABLE=0, NCCL_NVLS_ENABLE=0"
-        return Check(name, tested, "warn", f"{len(users)} processes with NCCL: they share GPU memory", fix)
-    if len(users) > 1:
-        fix = "let cryoci lock all of them first (it does); CRIU's own plugin may hang before CRIU 4.3"
-        return Check(name, tested, "warn", f"{len(users)} processes use CUDA", fix)
-    return Check(name, tested, "ok", f"process {users[0]}")
 
 
 def memory(subject: Subject) -> Check:
@@ -275,10 +262,5 @@ def memory(subject: Subject) -> Check:
 
 
 CHECKS = (
-    io_uring, descriptors, ghosts, tcp, sockets, outside, mounts, namespaces, traced, gpu, memory,
+    io_uring, descriptors, ghosts, tcp, sockets, outside, mounts, namespaces, user, traced, memory,
 )  # fmt: skip
-
-
-def examine(subject: Subject) -> list[Check]:
-    """Every check of the container, in order."""
-    return [check(subject) for check in CHECKS]

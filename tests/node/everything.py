@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.node import commands
 from tests.node.subject import CONFIG, TMPFS, Kind, Subject, runs_on
-from tests.nodes import workload
+from tests.nodes import tree, workload
 from tests.nodes.node import Node
 
 PORT = 18765
@@ -19,6 +19,16 @@ OPTIONS = (
     "--health-cmd=test -s /data/count.log", "--health-interval=disable", "--read-only", "--hostname=box",
     "--security-opt=seccomp=/srv/seccomp.json", "--cap-drop=SYS_CHROOT", "--ulimit=nofile=999:999",
 )  # fmt: skip
+
+
+def give_init(node: Node) -> None:
+    """Debian's catatonit, which `podman run --init` puts before the container's program; podman only suggests it."""
+    package = "catatonit"
+    made = tree.cached(
+        f"init-{tree.digest([tree.SUITE, package])}",
+        lambda path: tree.mmdebstrap(path, [package], variant="extract"),
+    )
+    node.write("/usr/libexec/podman/catatonit", (made / "usr/bin/catatonit").read_bytes(), mode=0o755)
 
 
 class Container:

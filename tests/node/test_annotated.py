@@ -202,6 +202,22 @@ def test_a_container_with_everything(site: Site, below: str) -> None:
     container.remove()
 
 
+@belows
+def test_a_container_with_an_init(site: Site, below: str) -> None:
+    """`podman run --init`: process 1 is catatonit, and reaps, and passes on signals, wherever it goes on."""
+    everything.give_init(site.b)
+    container = everything.Container(site.b, below, site.image, ("--init",))
+    container.start()
+    container.stop_and_restore_in_place()
+    container.recreate()
+    node, subject = site.b, container.subject
+    comm = node.run([*PODMAN, "exec", subject.name, "sh", "-c", "cat /proc/1/comm; (true &)"]).stdout
+    assert comm == b"podman-init\n"
+    zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || true"
+    assert node.run([*PODMAN, "exec", subject.name, "sh", "-c", zombies]).stdout == b""
+    container.remove()
+
+
 @pytest.fixture(scope="module")
 def containerd(site: Site) -> Node:
     """Node c with containerd and the counter in it."""

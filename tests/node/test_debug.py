@@ -19,6 +19,7 @@ def test_a_failed_checkpoint(site: Site) -> None:
     node = site.a
     secret = "hunter2"
     with running(site, KINDS["podman+cryoci-runtime"], options=(f"--env=DB_PASSWORD={secret}",)) as subject:
+        identity = subject.id
         node.sh("mv /usr/sbin/iptables-restore /usr/sbin/iptables-restore.away")
         try:
             argv = ["cryoci", "--verbose", "checkpoint", subject.name, "--output", "debugged:1"]
@@ -31,7 +32,11 @@ def test_a_failed_checkpoint(site: Site) -> None:
         events = [json.loads(line) for line in node.read("/tmp/cryoci.log").decode().splitlines()]
         assert any("checkpoint" in e["argv"] and e["status"] not in (0, None) for e in events)
 
-        node.run(["cryoci", "debug", subject.id[:12], "--output", "/tmp/debug.tar.gz"])
+        assert "  cryoci-runtime checkpoint " in said
+        explained = node.run(["cryoci", "explain", "--json", subject.name], check=False)
+        assert explained.returncode == 1 and json.loads(explained.stdout)["cause"]["id"] == "network-lock"
+
+        node.run(["cryoci", "debug", subject.name, "--output", "/tmp/debug.tar.gz"])
         texts = {}
         with tarfile.open(node.path("/tmp/debug.tar.gz")) as tar:
             for member in tar:
@@ -42,3 +47,7 @@ def test_a_failed_checkpoint(site: Site) -> None:
         assert json.loads(texts["record/dump-attempt.log"])["verb"] == "dump"
         assert "config/changes.diff" in texts and any(name.endswith("/maps") for name in texts)
         assert not [name for name, raw in texts.items() if secret.encode() in raw]
+    # its name is gone with it, and its log is not
+    gone = node.run(["cryoci", "explain", subject.name], check=False)
+    assert gone.returncode == 1 and f"{identity[:12]} (dump " in gone.stderr.decode()
+    assert node.run(["cryoci", "explain", identity[:12]], check=False).stdout.startswith(b"cause")

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from cryoci.shim.criu import cpuinfo
 from tests.node.conftest import Site
 from tests.node.subject import CONFIG, KINDS
-from tests.node.trouble import running, without_criu
+from tests.node.subject import failing as refused
+from tests.node.trouble import argv, running, unharmed, without_criu
 from tests.nodes.namespace import NamespaceNode
+from tests.unit.criu_images import message
 
 pytestmark = pytest.mark.node
 
@@ -110,11 +113,21 @@ def test_a_container(site: Site) -> None:
         assert failing(doctor(site.a, subject.name)) == []
 
 
+def test_a_user_namespace_is_refused_before_anything_is_touched(site: Site) -> None:
+    maps = ("--uidmap=0:100000:65536", "--gidmap=0:100000:65536")
+    for name in ("podman+runc", "podman+crun", "podman+cryoci-runtime"):
+        with running(site, KINDS[name], options=maps) as subject:
+            assert failing(doctor(site.a, subject.name)) == ["container.user-namespace"]
+            with unharmed(subject):
+                assert "has a user namespace" in refused(site.a, argv(subject))
+
+
 def test_an_image_and_a_log(site: Site) -> None:
     with running(site, KINDS["podman+cryoci-runtime"]) as subject:
         subject.checkpoint(f"{site.registry}/doctored:1", "--leave-running")
         checks = doctor(site.a, f"{site.registry}/doctored:1")
         assert failing(checks) == [] and checks["image.base"]["verdict"] == "ok", checks
+        assert "CRIU agrees" in checks["image.cpu"]["found"]
         other = doctor(site.c, f"{site.registry}/doctored:1")
         assert other["image.base"]["verdict"] == "warn"
         record = f"/run/cryoci/containers/default/{subject.id}/dump.log"
@@ -126,3 +139,29 @@ def test_an_image_and_a_log(site: Site) -> None:
         result = site.a.run(["cryoci", "doctor", "--json", "/tmp/dump.log"], check=False)
         assert result.returncode == 1
         assert json.loads(result.stdout)["cause"]["id"] == "file-locks"
+
+
+_CPU = """
+import json, sys
+from cryoci.shim.doctor import image
+from cryoci.shim.doctor.check import Facts
+print(json.dumps(vars(image.cpu(Facts(), {"images": sys.argv[1]}))))
+"""
+
+
+def test_an_image_of_another_processor(site: Site) -> None:
+    """CRIU's own verdict on its own image, in which bits are set that no processor has all of."""
+    node, where = site.a, "/tmp/processor"
+    node.sh(f"mkdir {where} && criu cpuinfo dump --images-dir {where}")
+    path = node.path(f"{where}/{cpuinfo.NAME}")
+    argv = ["/opt/cryoci/bin/python", "-c", _CPU, where]
+    assert json.loads(node.run(argv).stdout)["verdict"] == "ok"
+    image = path.read_bytes()
+    fields: dict[str, list[int | bytes]] = {}
+    for number, value in cpuinfo.fields(cpuinfo.x86(image)):
+        fields.setdefault(f"f{number}", []).append(value)
+    fields["f6"] = [0xFFFFFFFF] * len(fields["f6"])
+    entry = message(f1=message(**fields))  # type: ignore[arg-type]
+    path.write_bytes(image[:8] + len(entry).to_bytes(4, "little") + entry)
+    found = json.loads(node.run(argv).stdout)
+    assert found["verdict"] == "fail" and "3dnow" in found["found"], found

@@ -78,6 +78,47 @@ def test_bare_and_restored(site: Site, node: NamespaceNode, runtime: str) -> Non
     assert notes(node) == []
 
 
+@pytest.mark.parametrize("runtime", ["runc", "crun", "cryoci-runtime"])
+def test_precreate(site: Site, node: NamespaceNode, runtime: str) -> None:
+    """podman's own stage: the device comes with any runtime, is kept by podman's restore, or missed with a reason."""
+    installed = node.sh("echo /opt/cryoci/lib/python3*/site-packages/cryoci/hooks").strip()
+    node.sh(f"mkdir -p /etc/cryoci/hooks.d /etc/cdi; cp {installed}/podman.d/*.json /etc/cryoci/hooks.d/")
+    fake = {"path": "/dev/fakegpu0", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666}
+    one = {"name": "0", "containerEdits": {"deviceNodes": [fake], "env": ["FAKE=1"]}}
+    node.write(
+        "/etc/cdi/x.json",
+        json.dumps({"cdiVersion": "0.6.0", "kind": "vendor.example/gpu", "devices": [one]}),
+    )
+    hooks = ["--hooks-dir=/usr/share/containers/oci/hooks.d", "--hooks-dir=/etc/cryoci/hooks.d"]
+    podman = ["podman", f"--runtime={runtime}", *hooks]
+    run = [*podman, "run", "--rm", "--quiet"]
+    show = [
+        site.image,
+        "sh",
+        "-c",
+        "stat -c %t:%T /dev/fakegpu0; head -c 1 /dev/fakegpu0 | wc -c; echo $FAKE",
+    ]
+    for key in ("io.cryoci.gpus", "cdi.k8s.io/x"):
+        said = node.run([*run, f"--annotation={key}=vendor.example/gpu=0", *show]).stdout.decode()
+        assert said.split() == ["1:5", "1", "1"]
+    none = node.run([*run, f"--annotation={key}=vendor.example/gpu=9", *show], check=False)
+    assert none.returncode == 126 and b"/run/cryoci/hook.log" in none.stderr
+    assert "no CDI device vendor.example/gpu=9" in node.read("/run/cryoci/hook.log").decode()
+    assert (
+        node.run([*run, site.image, "ls", "/dev/fakegpu0"], check=False).returncode == 2
+    )  # it asked for none
+
+    name = f"precreate-{runtime}"
+    asks = ["--annotation=io.cryoci.gpus=vendor.example/gpu=0", f"--name={name}"]
+    node.run([*podman, "run", "--detach", "--quiet", *asks, site.image, "sleep", "1000"])
+    node.run([*podman, "container", "checkpoint", name])
+    node.run([*podman, "container", "restore", name])
+    seen = node.run(["podman", "exec", name, "sh", "-c", "stat -c %t:%T /dev/fakegpu0"]).stdout
+    assert seen == b"1:5\n"
+    node.run([*podman, "rm", "--force", "--time=0", name])
+    assert notes(node) == []
+
+
 def test_a_hook_that_cannot_write_fails_no_container(site: Site, node: NamespaceNode) -> None:
     node.sh("mkdir -p /run/cryoci; rm -rf /run/cryoci/hooked; touch /run/cryoci/hooked")
     try:

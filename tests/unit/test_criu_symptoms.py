@@ -45,6 +45,32 @@ def test_every_row_has_a_log_and_a_place_in_the_table() -> None:
     assert [k.id for k in log.CAUSES if f"| `{k.id}` | {k.source} |" not in table] == []
 
 
+def formats() -> dict[str, list[re.Pattern[str]]]:
+    """What CRIU prints, by source file: its own formats as patterns."""
+    found: dict[str, list[re.Pattern[str]]] = {}
+    for line in (FIXTURES / "criu-formats.tsv").read_text().splitlines():
+        if not line.startswith("#"):
+            _, file, text = line.split("\t")
+            parts = re.split(r"%[0-9]*[a-z]", text)
+            found.setdefault(file.rpartition("/")[2], []).append(
+                re.compile(".*".join(map(re.escape, parts)))
+            )
+    return found
+
+
+def test_the_messages_are_those_of_criu_s_source() -> None:
+    """No paraphrase: each line that a log gives as CRIU's has a format of the file that it names."""
+    known, checked = formats(), 0
+    for path in SYMPTOMS:
+        for line in path.read_text().splitlines():
+            match = re.search(r"\b(?:Error|Warn)\s+\((\S+\.c):(\d+)\): (.*)", line)
+            if match:
+                checked += 1
+                file = match[1].rpartition("/")[2]
+                assert any(p.fullmatch(match[3]) for p in known.get(file, [])), (path.name, line)
+    assert checked > 50
+
+
 def test_sources_are_issues_or_files() -> None:
     for known in log.CAUSES:
         assert re.search(r"^[\w.-]+/[\w.-]+#\d+$|\.c\b|NVIDIA/nvcf ", known.source), known

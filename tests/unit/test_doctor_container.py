@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cryoci.shim.doctor import container
+from cryoci.shim.doctor import container, container_gpu
 from cryoci.shim.doctor.check import Check, Facts
 from cryoci.shim.doctor.container import Subject
 from tests.unit.doctor_node import Given, build
@@ -41,13 +41,13 @@ def laid(tmp_path: Path, files: dict[str, str | None], *pids: int, mounts: tuple
 
 
 def verdicts(subject: Subject) -> dict[str, str]:
-    return {c.id: c.verdict for c in container.examine(subject)}
+    return {c.id: c.verdict for c in container_gpu.examine(subject)}
 
 
 def test_a_plain_process_passes() -> None:
     with process("import os, select; os.pipe(); select.epoll()") as pid:
         subject = real(pid, memory=1 << 20, space=1 << 30)
-        for check in (c for c in container.CHECKS if c not in (container.mounts, container.gpu)):
+        for check in (c for c in container.CHECKS if c is not container.mounts):
             assert check(subject).verdict == "ok", check(subject)
 
 
@@ -115,6 +115,12 @@ def test_a_file_of_another_mount_namespace(tmp_path: Path) -> None:
     assert found.verdict == "fail" and "/log" in found.found
 
 
+def test_a_container_in_a_user_namespace() -> None:
+    spec = {"linux": {"namespaces": [{"type": "pid"}, {"type": "user"}]}}
+    assert container.user(Subject(Facts(), (1,), spec)).verdict == "fail"
+    assert container.user(real(1)).verdict == "ok"
+
+
 def test_mounts(tmp_path: Path) -> None:
     root = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /proc rw - proc proc rw\n3 1 0:2 / /data rw - ext4 a rw\n"
     hook = "4 2 0:5 / /proc/driver/nvidia/gpus/0000:00:04.0 rw master:5 - tmpfs tmpfs rw\n"
@@ -137,16 +143,42 @@ MAPS = {
 @pytest.mark.parametrize("case", MAPS)
 def test_gpu_maps(tmp_path: Path, case: str) -> None:
     text, verdict, words = MAPS[case]
-    found = container.gpu(laid(tmp_path, {"/proc/1/maps": text}))
+    found = container_gpu.programs(laid(tmp_path, {"/proc/1/maps": text}))
     assert found.verdict == verdict and words in found.found, found
 
 
-def test_several_gpu_processes(tmp_path: Path) -> None:
-    cuda = {"/proc/1/maps": "/dev/nvidia0", "/proc/2/maps": "/dev/nvidia0"}
-    found = container.gpu(laid(tmp_path / "a", dict(cuda), 1, 2))
-    assert found.verdict == "warn" and "2 processes use CUDA" in found.found
-    nccl = {**cuda, "/proc/2/maps": "/dev/nvidia0 /usr/lib/libnccl.so.2"}
-    assert "NCCL" in container.gpu(laid(tmp_path / "b", dict(nccl), 1, 2)).found
+UVM = "7f0000000000-7f0000200000 rw-s 00000000 00:06 1 /dev/nvidia-uvm\n"
+
+
+@pytest.mark.parametrize(
+    ("maps", "verdict"), [("/usr/bin/python3\n", "skip"), (UVM, "ok"), (UVM + UVM, "fail")]
+)
+def test_managed_memory(tmp_path: Path, maps: str, verdict: str) -> None:
+    """As seen on an H100: one mapping of a context, one more of each managed range."""
+    found = container_gpu.managed(laid(tmp_path, {"/proc/1/maps": maps}))
+    assert found.verdict == verdict, found
+
+
+CUDA = {"/proc/1/maps": "/dev/nvidia0\n", "/proc/2/maps": "/dev/nvidia0\n"}
+NCCL = {"/proc/1/task/9/comm": "NCCL Service\n", "/proc/2/task/8/comm": "NCCL Progress\n"}
+TORCH = dict.fromkeys(CUDA, "/dev/nvidia0\n/dev/shm/torch_7_1_0 (deleted)\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "verdict", "words"),
+    [
+        ({"/proc/1/maps": ""}, "skip", "no process"),
+        (CUDA, "ok", "no sign"),
+        ({**CUDA, "/proc/1/task/9/comm": "python3\n"}, "ok", "no sign"),
+        ({**CUDA, **NCCL}, "fail", "1, 2 speak NCCL"),
+        ({**CUDA, **NCCL, "/sys/module/nvidia/version": "610.1"}, "warn", "speak NCCL"),
+        ({**CUDA, **TORCH}, "warn", "PyTorch tensors"),
+    ],
+)
+def test_shared_gpu_memory(tmp_path: Path, files: dict[str, str | None], verdict: str, words: str) -> None:
+    found = container_gpu.shared(laid(tmp_path, dict(files), 1, 2))
+    assert (found.verdict, words in found.found) == (verdict, True), found
+    assert container_gpu.programs(laid(tmp_path / "x", dict(CUDA), 1, 2)).verdict == "warn"
 
 
 def test_sctp_socket(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cryoci.shim.criu import cpuinfo
 from cryoci.shim.doctor import image
 from cryoci.shim.doctor.check import Verdict
+from tests.unit.criu_images import message
 from tests.unit.doctor_node import Given, build
 
 NODE = Given(
@@ -57,7 +59,8 @@ def test_an_image_that_says_nothing(tmp_path: Path) -> None:
         ({"runtime.name": "crun"}, "image.runtime", "fail", "crun"),
         ({"gpu.driver": "590.1"}, "image.gpu-driver", "fail", "590.1"),
         ({"gpu.names": '["NVIDIA L4"]'}, "image.gpu-chip", "fail", "NVIDIA H200"),
-        ({"gpu.memory": str(2000 << 20)}, "image.gpu-chip", "fail", "2000 MiB are needed"),
+        ({"gpu.memory": str(2000 << 20)}, "image.gpu-memory", "fail", "2000 MiB are needed"),
+        ({"gpu.names": '["NVIDIA H200", "NVIDIA H200"]'}, "image.gpu-chip", "fail", "here: NVIDIA H200"),
         ({"image.digest": "sha256:bb"}, "image.base", "warn", "pulls it"),
     ],
 )
@@ -66,4 +69,51 @@ def test_another_node(
 ) -> None:
     found = {c.id: c for c in image.examine(build(tmp_path, NODE), {**GOOD, **changed})}
     assert found[check].verdict == verdict and words in found[check].found and found[check].fix
-    assert all(c.verdict == "ok" for name, c in found.items() if name != check)
+    assert all(c.verdict in ("ok", "skip") for name, c in found.items() if name != check)
+
+
+def test_a_restore_goes_on_as_many_gpus_as_it_came_from(tmp_path: Path) -> None:
+    """Two half empty GPUs are not room for what was on one."""
+    given = Given({}, {"nvidia-smi": "echo 'NVIDIA H200, 800'; echo 'NVIDIA H200, 700'"})
+    found = image.vram(build(tmp_path, given), {**GOOD, "gpu.memory": str(900 << 20)})
+    assert found.verdict == "fail" and "800 MiB are free on 1" in found.found
+
+
+def images(at: Path, *words: int) -> str:
+    """A directory with a cpuinfo.img of these capability words."""
+    at.mkdir()
+    cpu = message(f1=1, f2=6, f3=143, f4=8, f5=2, f6=[*words, *[0] * (19 - len(words))], f7="Test CPU")
+    entry = message(f1=cpu)
+    head = (0x54564319).to_bytes(4, "little") + (0x39512029).to_bytes(4, "little")
+    (at / cpuinfo.NAME).write_bytes(head + len(entry).to_bytes(4, "little") + entry)
+    return str(at)
+
+
+FPU, AVX = 1, 1 << 28  # word 0, word 4
+SAYS = 'echo "Error (criu/arch/x86/cpu.c:274): cpu: CPU xsave size mismatch (1/2)"; exit 1'
+
+
+@pytest.mark.parametrize(
+    ("criu", "words", "verdict", "found"),
+    [
+        ("exit 0", (FPU, 0, 0, 0, AVX), "ok", "CRIU agrees, made on Test CPU"),
+        (SAYS, (FPU, 0, 0, 0, AVX, 0, 1 << 16), "fail", "missing: fma4, made on Test CPU"),
+        (SAYS, (FPU,), "warn", "xsave size mismatch"),
+        (None, (FPU, 0, 0, 0, AVX), "ok", "all 2"),
+        (None, (FPU, 0, 0, 0, AVX, 0, 1 << 16), "fail", "missing: fma4"),
+    ],
+)
+def test_cpuinfo(
+    tmp_path: Path, criu: str | None, words: tuple[int, ...], verdict: Verdict, found: str
+) -> None:
+    given = Given(NODE.files, {} if criu is None else {"criu": criu})
+    check = image.cpu(build(tmp_path / "n", given), {"images": images(tmp_path / "i", *words)})
+    assert (check.verdict, found in check.found) == (verdict, True), check
+
+
+def test_a_damaged_cpuinfo_says_nothing(tmp_path: Path) -> None:
+    whole = cpuinfo.read(images(tmp_path / "i", FPU, 0, 0, 0, AVX))
+    assert cpuinfo.flags(whole) == {"fpu", "avx"} and cpuinfo.model(whole) == "Test CPU"
+    for end in range(len(whole)):
+        assert cpuinfo.flags(whole[:end]) <= {"fpu", "avx"}
+    assert cpuinfo.read(tmp_path) == b"" and cpuinfo.model(b"") == ""

@@ -398,7 +398,10 @@ def test_a_killed_push_of_a_directory_goes_on(proxy: Proxy, tmp_path: Path, forg
     process.send_signal(signal.SIGKILL)
     process.wait()
     proxy.go_on.set()
-    time.sleep(0.5)  # the registry takes in what was on its way
+    seen, end = -1, time.monotonic() + 30
+    while (seen != proxy.up or seen < proxy.stall) and time.monotonic() < end:
+        seen = proxy.up
+        time.sleep(0.5)  # the registry takes in what was on its way
     first, proxy.up = proxy.up, 0
     proxy.log.clear()
     pushed = image.push(source, name)
