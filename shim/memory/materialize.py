@@ -12,7 +12,8 @@ was cut off can be repeated.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,7 @@ from cryoci.errors import ImageError
 from cryoci.files import sync_directory
 from cryoci.shim.criu import images
 from cryoci.shim.memory import capture, chain, chunk, guard, index
-from cryoci.shim.memory.calls import PAGE
+from cryoci.shim.memory.calls import PAGE, Run
 
 _PRESENT = 4  # PE_PRESENT
 _PARENT = 1  # PE_PARENT
@@ -68,13 +69,12 @@ def materialize(directory: str | os.PathLike[str]) -> int:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry of a pagemap: its message, and whether its pages are in the pages file."""
+    """An entry of a pagemap; `at` is where its pages lie in the pages file, if they do."""
 
-    raw: bytes
     start: int
     pages: int
     flags: int
-    wide: bool
+    at: int = 0
 
     @property
     def end(self) -> int:
@@ -84,39 +84,78 @@ class _Entry:
 def _pages(
     where: str, places: chain.Places, vpid: int, chunks: list[tuple[chunk.Key, str]]
 ) -> tuple[int, str]:
-    """Write a process' pages anew, CRIU's and the chunks' in the order of their addresses."""
+    """Write a process' pages anew, CRIU's and the chunks' in the order of their addresses.
+
+    CRIU has pages of areas that were dropped, too: the kernel has written to a thread's rseq area since. There the
+    chunk's count, as they do in a restore.
+    """
     data = _read(f"{where}/pagemap-{vpid}.img")
     messages = list(_messages(data, 8))
-    entries = [_entry(message) for message in messages[1:]]
     name = f"pages-{_number(messages[0], 1)}.img"
-    wide = any(entry.wide for entry in entries)
-    parts: list[_Entry | tuple[chunk.Key, str]] = sorted(
-        [*entries, *chunks], key=lambda part: part.start if isinstance(part, _Entry) else part[0].start
-    )
+    wide = any(5 in _values(message) for message in messages[1:])
+    stored: list[Run] = []
+    for key, digest in chunks:
+        with chunk.Reader(places.of(key), key, digest) as reader:
+            stored += reader.runs
+    old = deque(_outside(_entries(messages[1:], vpid), stored))
     found = [data[:8], _sized(messages[0])]
-    moved = at = last = 0
+    moved = 0
     buffer = chunk.Buffer()
-    with open(f"{where}/{name}{_NEW}", "wb") as out, open(f"{where}/{name}", "rb") as old:
-        for part in parts:
-            start, end = (part.start, part.end) if isinstance(part, _Entry) else (part[0].start, part[0].end)
-            if start < last:
-                raise ImageError(f"page {start:x} of process {vpid} is in the checkpoint twice")
-            last = end
-            if isinstance(part, _Entry):
-                found.append(_sized(part.raw))
-                if part.flags & _PRESENT:
-                    _copy(old, out, at, end - start)
-                    at += end - start
-                continue
+    with open(f"{where}/{name}{_NEW}", "wb") as out, open(f"{where}/{name}", "rb") as before:
+
+        def take(limit: int) -> None:
+            while old and old[0].start < limit:
+                entry = old.popleft()
+                found.append(_new_entry(entry.start, entry.pages, entry.flags, wide=wide))
+                if entry.flags & _PRESENT:
+                    _copy(before, out, entry.at, entry.pages * PAGE)
+
+        for part in chunks:
             with chunk.Reader(places.of(part[0]), *part) as reader:
-                found += [_new_entry(first, size // PAGE, wide=wide) for first, size in reader.runs]
-                for _, size in reader.pieces(buffer):
-                    out.write(buffer.view[:size])
+                for runs, size in reader.pieces(buffer):
+                    at = 0
+                    for first, length in runs:
+                        take(first)
+                        found.append(_new_entry(first, length // PAGE, _PRESENT, wide=wide))
+                        out.write(buffer.view[at : at + length])
+                        at += length
                     moved += size
+        take(1 << 64)
         out.flush()
         os.fsync(out.fileno())
     _write(f"{where}/pagemap-{vpid}.img{_NEW}", b"".join(found))
     return moved, name
+
+
+def _entries(messages: list[bytes], vpid: int) -> Iterator[_Entry]:
+    """The entries of a pagemap in order. Raises ImageError when they overlap."""
+    at = last = 0
+    for message in messages:
+        values = _values(message)
+        flags = values.get(4, _PARENT if values.get(3) else _PRESENT)
+        entry = _Entry(values.get(1, 0), values.get(5) or values.get(2, 0), flags, at)
+        if entry.start < last:
+            raise ImageError(f"page {entry.start:x} of process {vpid} is in the checkpoint twice")
+        last = entry.end
+        at += entry.pages * PAGE if flags & _PRESENT else 0
+        yield entry
+
+
+def _outside(entries: Iterable[_Entry], runs: Sequence[Run]) -> Iterator[_Entry]:
+    """What of the entries lies outside of `runs`; both are in order."""
+    number = 0
+    for entry in entries:
+        start = entry.start
+        while number < len(runs) and sum(runs[number]) <= start:
+            number += 1
+        inside = number
+        while start < entry.end:
+            first, size = runs[inside] if inside < len(runs) else (entry.end, 0)
+            if start < first:
+                pages = (min(first, entry.end) - start) // PAGE
+                yield _Entry(start, pages, entry.flags, entry.at + start - entry.start)
+            start = max(start, min(first, entry.end), first + size)
+            inside += 1
 
 
 def _copy(old: BinaryIO, out: BinaryIO, at: int, size: int) -> None:
@@ -143,10 +182,8 @@ def _awake(data: bytes) -> bytes:
     raise ImageError("a process whose memory is out of band was not stopped in the checkpoint")
 
 
-def _entry(raw: bytes) -> _Entry:
-    values = {number: value for number, value, _ in _fields(raw) if isinstance(value, int)}
-    flags = values.get(4, _PARENT if values.get(3) else _PRESENT)
-    return _Entry(raw, values[1], values.get(5) or values.get(2, 0), flags, 5 in values)
+def _values(message: bytes) -> dict[int, int]:
+    return {number: value for number, value, _ in _fields(message) if isinstance(value, int)}
 
 
 def _number(message: bytes, wanted: int) -> int:
@@ -156,9 +193,9 @@ def _number(message: bytes, wanted: int) -> int:
     raise ImageError("a pagemap of the checkpoint names no pages")
 
 
-def _new_entry(start: int, pages: int, *, wide: bool) -> bytes:
-    """Older CRIUs count pages in field 2, newer ones in 5, with 2 there because it is required."""
-    counts = ((2, 0), (4, _PRESENT), (5, pages)) if wide else ((2, pages), (4, _PRESENT))
+def _new_entry(start: int, pages: int, flags: int, *, wide: bool) -> bytes:
+    """Older CRIUs count pages in field 2, newer ones in 5, and others' tools know field 2 alone: both have it."""
+    counts = ((2, min(pages, 2**32 - 1)), (4, flags), *(((5, pages),) if wide else ()))
     return _sized(b"".join(_varint(number << 3) + _varint(value) for number, value in ((1, start), *counts)))
 
 

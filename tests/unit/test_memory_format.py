@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cryoci.errors import ConfigError, CryociError, ImageError, IntegrityError, UnsupportedError
 from cryoci.shim import config
-from cryoci.shim.memory import calls, chunk, guard, index
+from cryoci.shim.memory import calls, chunk, guard, index, materialize
 from cryoci.shim.memory.calls import PAGE
 
 PAGES = 600  # more than two pieces
@@ -226,3 +226,32 @@ def test_scattered_pages_are_listed_once(pages: int) -> None:
         os.close(pagemap)
     assert found == [(start + 2 * page * PAGE, PAGE) for page in range(pages)]
     del anchor
+
+
+PIECES = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=12)
+
+
+@given(PIECES, PIECES)
+def test_pages_of_criu_count_where_a_chunk_has_none(
+    entries: list[tuple[int, int]], runs: list[tuple[int, int]]
+) -> None:
+    def placed(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        at, found = 16, []
+        for gap, pages in pieces:
+            found.append((at + gap, pages))
+            at += gap + pages
+        return found
+
+    old = []
+    at = 0
+    for first, pages in placed(entries):
+        old.append(materialize._Entry(first * PAGE, pages, 4, at))
+        at += pages * PAGE
+    stored = [(first * PAGE, pages * PAGE) for first, pages in placed(runs)]
+    taken = {start + n for start, size in stored for n in range(0, size, PAGE)}
+    wanted = {e.start + n: e.at + n for e in old for n in range(0, e.pages * PAGE, PAGE)}
+    left = list(materialize._outside(old, stored))
+    assert [e.start for e in left] == sorted(e.start for e in left)
+    assert {e.start + n: e.at + n for e in left for n in range(0, e.pages * PAGE, PAGE)} == {
+        page: where for page, where in wanted.items() if page not in taken
+    }
