@@ -74,8 +74,8 @@ def park(container: Container) -> Parked:
     """
     with _exclusive(container):
         left = holds.load(_record(container))
-        if left is not None and left[0].purpose == "park" and left[1] and container.status == "paused":
-            return Parked(container.name, "parked", preflight.vram(left[0].dump.tasks), False)
+        if left is not None and left.parked and container.status == "paused":
+            return Parked(container.name, "parked", preflight.vram(left.dump.tasks), False)
         container.must_run()
         if container.status == "paused":
             raise ConflictError(
@@ -103,13 +103,12 @@ def unpark(container: Container) -> Parked:
     Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError, RestoreError.
     """
     with _exclusive(container):
-        left = holds.load(_record(container))
-        if left is None:
+        held = holds.load(_record(container))
+        if held is None:
             status = container.status
             if status != "running":
                 raise ConflictError(f"container {container.name} is {status}, and was not parked by cryoci")
             return Parked(container.name, status, 0, False)
-        held = left[0]
         if held.purpose != "park":
             raise ConflictError(
                 f"container {container.name} is in the middle of a {held.purpose}",
@@ -137,7 +136,7 @@ def unpark(container: Container) -> Parked:
 def is_parked(container: Container) -> bool:
     """Does the journal say so? Asks no engine and no runtime. Raises ConflictError when it is broken."""
     left = holds.load(_record(container))
-    return left is not None and left[0].purpose == "park" and left[1]
+    return left is not None and left.parked
 
 
 def repair(container: Container) -> str:
@@ -150,15 +149,14 @@ def repair(container: Container) -> str:
         done = [moved] if moved else []
         left = holds.load(_record(container))
         frozen_by_us = directory / processes.HELD
-        parked = left is not None and left[0].purpose == "park" and left[1]
-        if parked and container.status == "paused":
+        if left is not None and left.parked and container.status == "paused":
             return "it is parked, as it was asked for"
         with deferred():
             if container.status == "paused" and (left is not None or frozen_by_us.exists()):
                 _pause(container, False)
                 done.append("thawed")
             frozen_by_us.unlink(missing_ok=True)
-            held = left[0] if left is not None else _stray(container)
+            held = left if left is not None else _stray(container)
             if held is not None and held.dump.tasks:
                 held.release()
                 done.append(f"{len(held.dump.tasks)} CUDA processes back on their GPUs")

@@ -52,9 +52,9 @@ def _row(known: dict[str, Any], used: dict[int, dict[str, int]]) -> Row | None:
         left = hold.load(known["record"])
     except CryociError:
         left = None
-    if left is not None and left[0].purpose == "park" and left[1]:
+    if left is not None and left.parked and state == "paused":
         state = "parked"
-        gpus |= {uuid for task in left[0].dump.tasks for uuid, amount in task.vram.items() if amount}
+        gpus |= {uuid for task in left.dump.tasks for uuid, amount in task.vram.items() if amount}
     vram = sum(amount for one in here for amount in one.values())
     return Row(
         known["name"],

@@ -47,6 +47,12 @@ class Hold:
         self.ours = ours
         self.running: Running = nothing
         self.interrupted = False  # its maker died before it was done
+        self.owned = False  # its maker lives
+
+    @property
+    def parked(self) -> bool:
+        """Was it taken to stay, and done?"""
+        return self.purpose == "park" and not self.interrupted
 
     def write(self, *, done: bool) -> None:
         """Write the journal. Raises OSError."""
@@ -95,8 +101,8 @@ class Hold:
                 pass
 
 
-def load(record: Record) -> tuple[Hold, bool, bool] | None:
-    """(what the journal holds, is it finished, does its owner live); None without a journal.
+def load(record: Record) -> Hold | None:
+    """What the journal holds; None without a journal.
 
     Raises ConflictError when it cannot be understood.
     """
@@ -107,7 +113,8 @@ def load(record: Record) -> tuple[Hold, bool, bool] | None:
         pairs = {str(a): str(b) for a, b in value["pairs"].items()}
         hold = Hold(record, str(value["purpose"]), dump, pairs, ours=True)
         hold.interrupted = not value["done"]
-        return hold, bool(value["done"]), owner.alive
+        hold.owned = owner.alive
+        return hold
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImageError) as e:
@@ -135,12 +142,11 @@ def take(
     """
     left = load(record)
     if left is not None:
-        hold, done, alive = left
-        if (hold.purpose == "park" and done) or (alive and hold.purpose != "restore"):
-            hold.ours = False
-            return hold
-        hold.running = running
-        hold.release()
+        if left.parked or (left.owned and left.purpose != "restore"):
+            left.ours = False
+            return left
+        left.running = running
+        left.release()
     if not tasks.any_cuda(init):
         return None
     from cryoci.shim.engines.interrupt import deferred
