@@ -51,7 +51,7 @@ def _check_plain(diff: Path) -> None:
     if head.startswith((_GZIP, _ZSTD)):
         raise UnsupportedError(
             "the checkpoint's rootfs-diff.tar is a compressed layer, as containerd's CRI writes it",
-            hint="make the checkpoint with cryoci, podman or CRI-O",
+            hint="convert it: cryoci convert ARCHIVE --to crio -o FILE; or checkpoint with cryoci, podman or CRI-O",
         )
 
 
