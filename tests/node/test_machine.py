@@ -110,7 +110,7 @@ def containerd(machine: Machine) -> Iterator[Machine]:
 
 @pytest.mark.parametrize(("below", "program"), [("runc", "/usr/sbin/runc"), ("crun", "/usr/bin/crun")])
 def test_commands_side_by_side(loaded: Machine, containerd: Machine, below: str, program: str) -> None:
-    """58 commands over runc and 16 over crun, with limits and engines' defaults (150 in namespace nodes)."""
+    """48 commands over runc and 16 over crun, with limits and engines' defaults (156 in namespace nodes)."""
     node = loaded
     node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
 
@@ -127,11 +127,9 @@ def test_commands_side_by_side(loaded: Machine, containerd: Machine, below: str,
         ours = pool.submit(side, "cryoci-runtime", SHIM, 8092)
     for theirs, mine in zip(bare.result(), ours.result(), strict=True):
         assert mine == theirs
-    assert len(bare.result()) == {"runc": 58, "crun": 16}[below]
-    by_words = {
-        answer.words.rpartition("podman ")[2].partition(" ")[0]: answer for answer in bare.result()[:16]
-    }
-    assert by_words["exec"].status == 7 and by_words["exec"].out == f"{64 << 20}\n50\n50000 100000\n"
+    assert len(bare.result()) == {"runc": 48, "crun": 16}[below]
+    limits = bare.result()[2]
+    assert (limits.status, limits.out) == (7, f"{64 << 20}\n50\n50000 100000\n")
     assert bare.result()[15].status == 137  # beyond its memory
     node.run(["rm", "-f", CONFIG])
 
@@ -172,12 +170,17 @@ def test_containerd(containerd: Machine, binary: str, below: str) -> None:
     node.run(["rm", "-f", CONFIG])
 
 
+# A controller that v2 has let go is free a moment later.
 _HYBRID = """
     cd /sys/fs/cgroup; find . -mindepth 1 -depth -type d ! -path './init*' -exec rmdir {} +; cd /
     for one in $(cat /sys/fs/cgroup/cgroup.subtree_control); do echo -$one >/sys/fs/cgroup/cgroup.subtree_control; done
     mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup && cd /sys/fs/cgroup
     mkdir unified && mount -t cgroup2 cgroup2 unified
-    for one in pids freezer cpu,cpuacct devices blkio; do mkdir $one && mount -t cgroup -o $one cgroup $one; done
+    for one in pids freezer cpu,cpuacct devices; do
+        mkdir $one
+        for try in $(seq 50); do mount -t cgroup -o $one cgroup $one 2>/dev/null && break; sleep 0.1; done
+        mountpoint -q $one
+    done
     mkdir systemd && mount -t cgroup -o none,name=systemd cgroup systemd
 """
 
@@ -194,7 +197,7 @@ def test_cgroup_v1_hybrid(machine: Machine) -> None:
     (seen,) = (check for check in checks if check["id"] == "kernel.cgroup")
     assert (seen["verdict"], seen["found"]) == ("warn", "hybrid v1 and v2")
     subject = Subject(node, Kind("bare", "cryoci-runtime", "runc"), "hybrid")
-    node.write(CONFIG, '[runtime]\\npath = "runc"\\n')
+    node.write(CONFIG, '[runtime]\npath = "runc"\n')
     config = workload.bundle(node, subject.bundle, args=("--memory-mib=4",))
     config["linux"]["resources"] = {"pids": {"limit": 50}}
     node.write(f"{subject.bundle}/config.json", json.dumps(config))
@@ -206,7 +209,7 @@ def test_cgroup_v1_hybrid(machine: Machine) -> None:
     subject.restore(f"{subject.name}:1", "--allow=host-namespaces")
     runs_on(before, subject.wait(before["count"] + 3))
     groups = "/sys/fs/cgroup/pids/hybrid"
-    assert node.read(f"{groups}/pids.max") == b"50\\n"
+    assert node.read(f"{groups}/pids.max") == b"50\n"
     inside = node.read(f"{groups}/cgroup.procs").decode().split()
     assert str(subject.pid) in inside and len(inside) == 2
     for verb, frozen in (("pause", "FROZEN"), ("resume", "THAWED")):
