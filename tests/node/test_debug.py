@@ -30,7 +30,10 @@ def test_a_failed_checkpoint(site: Site) -> None:
         assert result.returncode == 1 and "iptables" in said
         assert any(line.startswith("+ ") and " s  status " in line for line in said.splitlines()), said
         events = [json.loads(line) for line in node.read("/tmp/cryoci.log").decode().splitlines()]
-        assert any("checkpoint" in e["argv"] and e["status"] not in (0, None) for e in events)
+        assert any(
+            e["event"] == "call" and "checkpoint" in e["argv"] and e["status"] not in (0, None)
+            for e in events
+        )
 
         assert "  cryoci-runtime checkpoint " in said
         explained = node.run(["cryoci", "explain", "--json", subject.name], check=False)
