@@ -76,6 +76,9 @@ def sync_tree(top: str | os.PathLike[str]) -> None:
     sync_directory(os.path.dirname(os.path.abspath(top)))
 
 
+_mine: set[Path] = set()  # scratch directories in use
+
+
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
     """A private directory for the time of a with block: below $TMPDIR, else below /var/lib/cryoci/tmp.
@@ -92,7 +95,16 @@ def scratch(prefix: str) -> Iterator[Path]:
                 _sweep(own)
             made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=base)))
             stack.enter_context(_locked(made))
-        yield made
+        _mine.add(made.resolve())
+        try:
+            yield made
+        finally:
+            _mine.discard(made.resolve())
+
+
+def passing(path: Path) -> bool:
+    """Does `path` lie in a scratch directory of this process, and go with it?"""
+    return any(path.resolve().is_relative_to(place) for place in _mine)
 
 
 def keep(path: str | os.PathLike[str], wanted: bool) -> None:

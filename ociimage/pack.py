@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryoci.errors import UsageError
+from cryoci.files import passing
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, chunks, layers, parallel, stores
 from cryoci.ociimage.layout import Layout
@@ -146,8 +147,8 @@ def push(
 def _remembering(
     store: Layout | Registry, directory: Path, compression: str, *, again: bool
 ) -> AbstractContextManager[None]:
-    """What lets a push to a registry be taken up; only layers that come out the same `again` can be."""
-    if not again or not isinstance(store, Registry):
+    """What lets a push to a registry be taken up: of layers that come out the same `again`, from files that stay."""
+    if not again or not isinstance(store, Registry) or passing(directory):
         return nullcontext()
     return store.remembering(f"{directory.resolve()} {compression}")
 

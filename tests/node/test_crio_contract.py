@@ -212,7 +212,9 @@ def test_annotated_create(crio: NamespaceNode, below: str) -> None:
     after = workload.wait(node, before["count"] + 3, pid=pid)
     runs_on(before, after)
     assert after["hostname"] == "pod"
-    after = workload.wait(node, after["count"] + 2, pid=pid)  # what was printed before the dump is not in this log
+    after = workload.wait(
+        node, after["count"] + 2, pid=pid
+    )  # what was printed before the dump is not in this log
     logged(node, f"{two.directory}/log", f" count {after['count']}\n")
     assert two.end() == "0"
 
