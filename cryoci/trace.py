@@ -60,6 +60,15 @@ def span(name: str, **values: Any) -> Iterator[dict[str, Any]]:
         event("span", name=name, start=round(start, 6), seconds=round(time.monotonic() - start, 6), **values)
 
 
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """`span`, whose duration is put into `seconds` too when the with block ends well."""
+    start = time.monotonic()
+    with span(name):
+        yield
+    seconds[name] = time.monotonic() - start
+
+
 def _short(argv: Sequence[str]) -> Sequence[str]:
     """The runtime by its name, for people: it is called by its file, and that by an interpreter."""
     return ["cryoci-runtime", *argv[3:]] if argv[2:3] and argv[2].endswith("/shim/launcher.py") else argv

@@ -400,8 +400,5 @@ def _revive(container: Container, directory: Path, options: DumpOptions) -> bool
 
 
 def _timed(done: Checkpoint, name: str, act: Callable[[], T]) -> T:
-    started = time.monotonic()
-    with trace.span(name):
-        result = act()
-    done.seconds[name] = time.monotonic() - started
-    return result
+    with trace.timed(done.seconds, name):
+        return act()

@@ -48,15 +48,11 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         known.save(runtime, {"restored": True}, "")
         undo.callback(known.remove)
         bundle = options.bundle or _make_bundle(paths.bundle_directory(options.root, container_id), undo)
-        at = time.monotonic()
-        with trace.span("file system"):
+        with trace.timed(seconds, "file system"):
             _fill_bundle(bundle, directory, options, undo)
-        seconds["file system"] = time.monotonic() - at
-        at = time.monotonic()
         made = Restored(engine, container_id, container_id, seconds=seconds)
-        with trace.span("restore"):
+        with trace.timed(seconds, "restore"):
             made.status = _run(bundle, directory, container_id, options, criu, undo, made)
-        seconds["restore"] = time.monotonic() - at
         undo.pop_all()
     seconds["total"] = time.monotonic() - started
     return made

@@ -60,8 +60,9 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     name = options.name or str(config.get("name", ""))
     container_id = str(config.get("id", ""))
     _check_free(name, container_id, renamed=options.name is not None)
-    seconds = {}
-    seconds["base image"] = _timed("base image", lambda: _find_base(config, own))
+    seconds: dict[str, float] = {}
+    with trace.timed(seconds, "base image"):
+        _find_base(config, own)
     if options.runtime:
         config["runtime"] = options.runtime
     used = os.path.basename(str(config.get("runtime")))
@@ -77,14 +78,16 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         undo.callback(_clean, before, volumes)
         with scratch("import.") as place:
             archive = place / "archive.tar"
-            seconds["archive"] = _timed("archive", lambda: _write_archive(directory, config, archive))
+            with trace.timed(seconds, "archive"):
+                _write_archive(directory, config, archive)
             argv = ["podman", "container", "restore", f"--import={archive}"]
             if options.name:
                 argv.append(f"--name={options.name}")
             argv += _flags(criu)
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
-            seconds["restore"] = _timed("restore", lambda: _import(argv, name, Path(storage["graphRoot"])))
+            with trace.timed(seconds, "restore"):
+                _import(argv, name, Path(storage["graphRoot"]))
         made = _running(name, devices)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
@@ -274,10 +277,3 @@ def _running(name: str, devices: dict[str, Any] | None) -> str:
     if devices:
         settle(int(seen["State"]["Pid"]), devices)
     return str(seen["Id"])
-
-
-def _timed(name: str, act: Any) -> float:
-    started = time.monotonic()
-    with trace.span(name):
-        act()
-    return time.monotonic() - started
