@@ -24,6 +24,8 @@ def value(flag):
 if sys.argv[1:] == ["--version"] and "FAKE_STDOUT" not in os.environ:
     print({version!r})
     sys.exit(0)
+if sys.argv[1:2] == ["cpuinfo"]:  # what CRIU does beside a dump
+    sys.exit(0)
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines() if ":" in line)
 got = ctypes.c_int()
 ctypes.CDLL(None).prctl(2, ctypes.byref(got))
@@ -104,7 +106,7 @@ class FakeNode:
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        """How the fakes were called so far, oldest first; `--version` questions do not count."""
+        """How the fakes were called so far, oldest first; `--version` and `cpuinfo` questions do not count."""
         try:
             lines = self.calls_file.read_text().splitlines()
         except FileNotFoundError:
