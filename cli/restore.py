@@ -62,7 +62,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
       cryoci restore ./db-checkpoint --engine runc --bundle /srv/db
     """
     from cryoci import trace
-    from cryoci.cli.signals import unwinding
+    from cryoci.cli.signals import settle, unwinding
     from cryoci.files import scratch
     from cryoci.ociimage import archive, image, reference
     from cryoci.ociimage.trust.policy import Gate
@@ -88,6 +88,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
         criu=criu,
         device_map=rest["device_map"],
         hooks=app_options.take(rest),
+        settled=settle if detach else lambda: None,
     )
     identities = sealing.identities(rest)
     source = reference.parse(ref)

@@ -21,4 +21,11 @@ def unwinding() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is unwind:
+                signal.signal(number, handler)
+
+
+def settle() -> None:
+    """Ignore, until this process ends, the signals that would end it: what it had to do is done."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

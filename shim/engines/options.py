@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,8 @@ class RestoreOptions:
     `engine` and `runtime` None keep the checkpoint's: `runtime` is podman's name for a runtime, or for bare
     containers a low-level runtime's name or path, and `root` its --root. `allow` names what the checkpoint
     may take from this node (untrusted.ALLOWABLE). `device_map` is "auto" or "OLD=NEW,..." (gpu.select).
-    `hostname` is what it is called inside; None: as before.
+    `hostname` is what it is called inside; None: as before. `settled` is called when the container is restored and
+    nothing is taken back any more.
     """
 
     name: str | None = None
@@ -54,6 +56,7 @@ class RestoreOptions:
     criu: CriuOptions = field(default_factory=CriuOptions)
     device_map: str = "auto"
     hooks: app.Choice = field(default_factory=app.Choice)
+    settled: Callable[[], None] = lambda: None
 
 
 @dataclass

@@ -53,6 +53,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         made = Restored(engine, container_id, container_id, seconds=seconds)
         with trace.timed(seconds, "restore"):
             made.status = _run(bundle, directory, container_id, options, criu, undo, made)
+        options.settled()
         undo.pop_all()
     seconds["total"] = time.monotonic() - started
     return made

@@ -91,6 +91,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         made = _running(name, devices)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
+        options.settled()
         undo.pop_all()
     seconds["total"] = time.monotonic() - started
     if not options.detach:
