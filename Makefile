@@ -53,11 +53,11 @@ check: venv ## ruff (lint and format) and mypy --strict
 test: check ## check, then every test that this machine can run
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory node; \
 	else echo "make: not root, so tests that need nodes are skipped"; fi
-	@# The emulated machines need both cores, and starve beside other tests: they go first, alone. Emulation dies or
-	@# stands still once in a while (1 of 8 runs), so what fails there runs once more, on new machines.
+	@# Emulated machines (one processor each, two at a time) starve beside other tests: they go first. What fails beside
+	@# others runs once more, alone; the report says so.
 	@failed=0; \
 	if [ "$$(id -u)" = 0 ]; then \
-	    $(BIN)/pytest -m machine || { echo "make: once more, what failed in emulated machines"; \
+	    $(BIN)/pytest $(PYTEST_ARGS) -m machine || { echo "make: once more, what failed in emulated machines"; \
 	        $(BIN)/pytest -m machine --last-failed || failed=1; }; fi; \
 	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || { echo "make: once more, alone, what failed beside others"; \
 	    $(BIN)/pytest -m "not machine" --last-failed || failed=1; }; \
