@@ -12,7 +12,7 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3
 # Such as: -k "share or guard".
 GPU_ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+PYTEST_ARGS ?= -n 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 # What the tests and the node tree need of the host, beyond make and a shell.
@@ -57,7 +57,7 @@ test: check ## check, then every test that this machine can run
 	@# others runs once more, alone; the report says so.
 	@failed=0; \
 	if [ "$$(id -u)" = 0 ]; then \
-	    $(BIN)/pytest $(PYTEST_ARGS) -m machine || { echo "make: once more, what failed in emulated machines"; \
+	    $(BIN)/pytest $(PYTEST_ARGS) --dist loadfile --no-loadscope-reorder -m machine || { echo "make: once more, what failed in emulated machines"; \
 	        $(BIN)/pytest -m machine --last-failed || failed=1; }; fi; \
 	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || { echo "make: once more, alone, what failed beside others"; \
 	    $(BIN)/pytest -m "not machine" --last-failed || failed=1; }; \

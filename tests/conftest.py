@@ -20,12 +20,11 @@ _MACHINES = {"machine", "two_machines", "machine_cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses nodes; keep the tests of a file's machine on one xdist worker."""
+    """Mark what uses nodes. A file has one machine: run them with --dist loadfile."""
     for item in items:
         used = set(getattr(item, "fixturenames", ()))
         if used & _MACHINES or item.get_closest_marker("machine"):
             item.add_marker(pytest.mark.machine)
-            item.add_marker(pytest.mark.xdist_group(f"machine {item.path.name}"))
             item.add_marker(pytest.mark.timeout(900))  # emulated, and the host may be busy with the rest
         elif "cluster" in used:
             item.add_marker(pytest.mark.node)
