@@ -22,7 +22,8 @@ from tests.gpu.machine import BASE, CONFIG, Node, Trainer
 WAYS = {
     "CRIU": "",
     "parallel": '[memory]\nengine = "parallel"\n',
-    "parallel, no digests": '[memory]\nengine = "parallel"\ndigest = false\n',
+    "parallel, xxh3": '[memory]\nengine = "parallel"\ndigest = "xxh3"\n',
+    "parallel, no digests": '[memory]\nengine = "parallel"\ndigest = "none"\n',
 }
 
 

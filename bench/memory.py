@@ -29,7 +29,8 @@ from bench.passthrough import make_bundle
 ENGINES = {
     "CRIU": 'engine = "criu"',
     "parallel": 'engine = "parallel"',
-    "parallel, no digests": 'engine = "parallel"\ndigest = false',
+    "parallel, xxh3": 'engine = "parallel"\ndigest = "xxh3"',
+    "parallel, no digests": 'engine = "parallel"\ndigest = "none"',
 }
 RUNTIME = "cryoci-runtime"
 HOLDER = """

@@ -26,7 +26,7 @@ from cryoci.ociimage.transport import RegistryOptions
 from cryoci.ociimage.trust.policy import Gate
 from cryoci.shim import config, engines, paths, underlying
 from cryoci.shim.engines.container import Container
-from cryoci.shim.memory import chain, find, index
+from cryoci.shim.memory import chain, find, index, sums
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.record import Record
 
@@ -237,10 +237,10 @@ def _usable(directory: Path) -> Path | None:
 
 def _check(container: Container) -> None:
     settings = config.load().memory
-    if not settings.parallel or not settings.digest:
+    if not settings.parallel or settings.digest != sums.SHA256:
         raise ConfigError(
-            "an incremental checkpoint needs memory out of band, with digests",
-            hint=f'set engine = "parallel" (and not digest = false) in [memory] of {paths.config_file()}',
+            "an incremental checkpoint needs memory out of band, with digests that tell chunks apart for certain",
+            hint=f'set engine = "parallel" (and digest = "sha256") in [memory] of {paths.config_file()}',
         )
     if container.engine == "podman" and container.facts.get("runtime.name") in underlying.DEFAULTS:
         raise UnsupportedError(

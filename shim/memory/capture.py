@@ -43,7 +43,7 @@ def capture(
         pid, key = job
         if parent and (linked := parent.link(where, key, pid, pagemaps[pid], local.buffer)):
             return linked
-        return chunk.capture(where, key, pid, pagemaps[pid], local.buffer, digest=settings.digest)
+        return chunk.capture(where, key, pid, pagemaps[pid], local.buffer, kind=settings.digest)
 
     try:
         written = each(one, jobs, settings.threads)

@@ -3,9 +3,9 @@
 
     0   8   magic "CRYOCIMC"            40  8   pages stored
     8   4   version, 1                  48  8   offset of the first page, a multiple of the page size
-    12  4   page size                   56  4   1: the digest counts, 0: it was not asked for
+    12  4   page size                   56  4   kind of the digest: 0 none, 1 sha256, 2 XXH3 of 128 bits
     16  8   pid in the container        60  4   0
-    24  8   first address               64  32  sha256 of: pages, the 64 bytes before, bitmap
+    24  8   first address               64  32  digest, then zeros, of: pages, the 64 bytes before, bitmap
     32  8   pages in the range          96  ..  bitmap, lowest bit first: which pages are stored
 
 Little endian. The pages follow in the order of their addresses; the file ends with the last one.
@@ -13,7 +13,6 @@ Little endian. The pages follow in the order of their addresses; the file ends w
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import re
@@ -22,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cryoci.errors import ImageError, IntegrityError
-from cryoci.shim.memory import calls
+from cryoci.shim.memory import calls, sums
 from cryoci.shim.memory.calls import PAGE, Run
 
 MAGIC, VERSION = b"CRYOCIMC", 1
@@ -76,8 +75,11 @@ class Buffer:
         self.address = ctypes.addressof(self._anchor)
 
 
-def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *, digest: bool) -> Written:
-    """Write the chunk `key` of process `pid` to the directory open as `directory`, durably. Raises OSError."""
+def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *, kind: int) -> Written:
+    """Write the chunk `key` of process `pid` to the directory open as `directory`, durably; `kind` is of its digest.
+
+    Raises OSError, UnsupportedError.
+    """
     fd = os.open(
         key.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
     )
@@ -85,31 +87,31 @@ def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *,
         flags = bytearray(key.pages)
         first = data_offset(key.pages)
         at = first
-        sum_ = hashlib.sha256()
+        sum_ = sums.new(kind)
         for runs, size in batches(calls.present(pagemap, key.start, key.end)):
             if calls.read(pid, runs, buffer.address) != size:
                 raise OSError(14, f"memory of process {pid} cannot be read")
             kept = _keep(runs, size, key.start, flags, buffer)
             for begin, end in kept:
-                if digest:
+                if sum_ is not None:
                     sum_.update(buffer.view[begin:end])
                 _write(fd, buffer.view[begin:end], at)
                 at += end - begin
         stored = (at - first) // PAGE
         if stored != flags.count(1) or len(flags) != key.pages:
             raise OSError(14, f"the kernel's account of the memory of process {pid} contradicts itself")
-        head = _HEAD.pack(
-            MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages, stored, first, int(digest), 0
-        )
+        head = _HEAD.pack(MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages, stored, first, kind, 0)
         bitmap = _pack(flags)
-        if digest:
+        digest = b""
+        if sum_ is not None:
             sum_.update(head)
             sum_.update(bitmap)
-        _write(fd, head + (sum_.digest() if digest else bytes(32)) + bitmap, 0)
+            digest = sum_.digest()
+        _write(fd, head + digest.ljust(32, b"\0") + bitmap, 0)
         if stored == 0:
             os.ftruncate(fd, first)
         os.fsync(fd)
-        return Written(key, stored * PAGE, sum_.hexdigest() if digest else "")
+        return Written(key, stored * PAGE, digest.hex())
     finally:
         os.close(fd)
 
@@ -140,16 +142,18 @@ class Reader:
         expected = (MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages)
         if len(raw) < length or _HEAD.unpack_from(raw)[:6] != expected:
             raise ImageError(f"{key.name} of the checkpoint is not the chunk of memory that it should be")
-        self.stored, self.offset, counts, rest = _HEAD.unpack_from(raw)[6:]
+        self.stored, self.offset, self._kind, rest = _HEAD.unpack_from(raw)[6:]
         self._head, self._bitmap = raw[:_DIGEST], raw[_BITMAP:]
-        self._digest = raw[_DIGEST:_BITMAP].hex() if counts else ""
+        length = sums.SIZES.get(self._kind, 0)
+        self._digest = raw[_DIGEST : _DIGEST + length].hex()
         flags = _unpack(self._bitmap, key.pages)
         self.runs = [
             (key.start + m.start() * PAGE, (m.end() - m.start()) * PAGE) for m in _RUN.finditer(flags)
         ]
         pages = sum(size for _, size in self.runs) // PAGE
         size = os.fstat(self.fd).st_size
-        if (pages, self.offset, rest) != (self.stored, data_offset(key.pages), 0) or counts > 1:
+        known = self._kind in sums.SIZES and not any(raw[_DIGEST + length : _BITMAP])
+        if (pages, self.offset, rest) != (self.stored, data_offset(key.pages), 0) or not known:
             raise ImageError(f"{key.name} of the checkpoint is damaged: its parts disagree")
         if size != self.offset + pages * PAGE:
             raise ImageError(
@@ -161,7 +165,7 @@ class Reader:
     def pieces(self, buffer: Buffer) -> Iterator[tuple[list[Run], int]]:
         """Runs of addresses and their bytes' total, which then lie in `buffer`."""
         at = self.offset
-        sum_ = hashlib.sha256() if self._digest else None
+        sum_ = sums.new(self._kind)
         for runs, size in batches(self.runs):
             done = os.preadv(self.fd, [buffer.view[:size]], at)
             if done != size:
@@ -173,7 +177,7 @@ class Reader:
         if sum_ is not None:
             sum_.update(self._head)
             sum_.update(self._bitmap)
-            if sum_.hexdigest() != self._digest:
+            if sum_.digest().hex() != self._digest:
                 raise IntegrityError(f"{self.key.name} of the checkpoint is damaged: its digest is another")
 
     def check(self, buffer: Buffer | None = None) -> None:

@@ -3,7 +3,7 @@
 
     {"version": 1, "page_size": 4096,
      "processes": [{"pid": PID in the container, "areas": [["START", "END"], ...] in hex}],
-     "chunks": [[PID, "START" in hex, PAGES, "sha256 in hex, or empty"], ...]}
+     "chunks": [[PID, "START" in hex, PAGES, "digest in hex, or empty"], ...]}
 
 Version 2 has "sources": [NAME, ...] as well, directories beside this checkpoint's; a chunk with a fifth element, a
 number of these from 0 on, lies in that one (chain.py). Without such chunks version 1 is written.
@@ -22,7 +22,7 @@ from typing import Any
 
 from cryoci.errors import ImageError, UnsupportedError
 from cryoci.files import write_json
-from cryoci.shim.memory import chunk
+from cryoci.shim.memory import chunk, sums
 from cryoci.shim.memory.calls import PAGE, Run
 from cryoci.shim.memory.chunk import MAX_PAGES, Key
 
@@ -177,8 +177,7 @@ def _address(value: Any) -> int:
 
 
 def _digest(value: Any) -> str:
-    if not isinstance(value, str) or (
-        value and (len(value) != 64 or not set(value) <= set("0123456789abcdef"))
-    ):
+    if not isinstance(value, str):
         raise ValueError("a digest is none")
+    sums.check(value)
     return value

@@ -10,24 +10,28 @@ from typing import Any
 
 from cryoci.errors import ConfigError
 from cryoci.shim.criu.options import parse_size, unknown_key
+from cryoci.shim.memory import sums
 
 _MOST_THREADS = 16  # more do not read faster (measured on 16 cores)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`parallel`: areas of `threshold` bytes or more go out of band, in chunks of `chunk` bytes."""
+    """`parallel`: areas of `threshold` bytes or more go out of band, in chunks of `chunk` bytes.
+
+    `digest` is a kind of sums.
+    """
 
     parallel: bool = False
     threshold: int = 64 << 20
     chunk: int = 64 << 20
     threads: int = min(_MOST_THREADS, os.cpu_count() or 1)
-    digest: bool = True
+    digest: int = sums.SHA256
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:
         """Check the table. Raises ConfigError."""
-        known = {"engine": str, "threshold": int, "chunk": int, "threads": int, "digest": bool}
+        known = {"engine": str, "threshold": int, "chunk": int, "threads": int, "digest": str}
         for key in values:
             if key not in known:
                 raise unknown_key(key, known, "[memory]")
@@ -43,7 +47,8 @@ class Settings:
         threads = values.get("threads", cls.threads)
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 64:
             raise ConfigError(f"[memory] threads is {threads!r}", hint="write a whole number from 1 to 64")
-        digest = values.get("digest", True)
-        if not isinstance(digest, bool):
-            raise ConfigError(f"[memory] digest is {digest!r}", hint="write true or false, without quotes")
-        return cls(engine == "parallel", max(threshold, 1), chunk, threads, digest)
+        digest = values.get("digest", "sha256")
+        if not isinstance(digest, str) or digest not in sums.KINDS:
+            known_kinds = ", ".join(f'"{name}"' for name in sums.KINDS)
+            raise ConfigError(f"[memory] digest is {digest!r}", hint=f"write one of {known_kinds}")
+        return cls(engine == "parallel", max(threshold, 1), chunk, threads, sums.KINDS[digest])

@@ -150,10 +150,9 @@ class Mosaic:
 
 
 def configure(node: NamespaceNode, kind: str, engine: str = "parallel") -> None:
-    node.write(
-        CONFIG,
-        f'[runtime]\npath = "{kind}"\n[memory]\nengine = "{engine}"\nthreshold = "1M"\nchunk = "4M"\n',
-    )
+    digest = {"runc": "sha256", "crun": "xxh3"}[kind]  # one each
+    memory = f'engine = "{engine}"\nthreshold = "1M"\nchunk = "4M"\ndigest = "{digest}"\n'
+    node.write(CONFIG, f'[runtime]\npath = "{kind}"\n[memory]\n{memory}')
 
 
 @pytest.mark.parametrize("kind", ["runc", "crun"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from cryoci.errors import ConfigError, CryociError, ImageError, IntegrityError, UnsupportedError
 from cryoci.shim import config
-from cryoci.shim.memory import calls, chunk, guard, index, materialize
+from cryoci.shim.memory import calls, chunk, guard, index, materialize, sums
 from cryoci.shim.memory.calls import PAGE
 
 PAGES = 600  # more than two pieces
@@ -27,10 +28,11 @@ class Area:
 
     def __init__(self) -> None:
         self.map = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        import ctypes
-
         self._anchor = ctypes.c_char.from_buffer(self.map)
         self.start = ctypes.addressof(self._anchor)
+
+
+KINDS = list(sums.KINDS.values())
 
 
 @pytest.fixture
@@ -41,12 +43,12 @@ def area() -> Iterator[Area]:
     made.map.close()
 
 
-def capture(area: Area, directory: Path, *, digest: bool = True) -> chunk.Written:
+def capture(area: Area, directory: Path, *, kind: int = sums.SHA256) -> chunk.Written:
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
     where = os.open(directory, os.O_RDONLY)
     try:
         key = chunk.Key(7, area.start, PAGES)
-        return chunk.capture(where, key, os.getpid(), pagemap, chunk.Buffer(), digest=digest)
+        return chunk.capture(where, key, os.getpid(), pagemap, chunk.Buffer(), kind=kind)
     finally:
         os.close(pagemap)
         os.close(where)
@@ -64,8 +66,10 @@ def fill(directory: Path, written: chunk.Written) -> None:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(1, 300), st.sampled_from("azdh")), max_size=12), st.booleans())
-def test_what_is_captured_comes_back(tmp_path: Path, runs: list[tuple[int, str]], digest: bool) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.sampled_from("azdh")), max_size=12), st.sampled_from(KINDS)
+)
+def test_what_is_captured_comes_back(tmp_path: Path, runs: list[tuple[int, str]], digest: int) -> None:
     area = Area()
     at, stored = 0, 0
     dice = random.Random(len(runs))
@@ -80,7 +84,7 @@ def test_what_is_captured_comes_back(tmp_path: Path, runs: list[tuple[int, str]]
         stored += pages * PAGE if kind in "ad" else 0
         at += pages
     before = area.map[:]
-    written = capture(area, tmp_path, digest=digest)
+    written = capture(area, tmp_path, kind=digest)
     assert written.stored == stored
     area.map.madvise(mmap.MADV_DONTNEED)
     assert not any(area.map[:: PAGE // 2])
@@ -89,10 +93,13 @@ def test_what_is_captured_comes_back(tmp_path: Path, runs: list[tuple[int, str]]
     del area._anchor
 
 
-@pytest.mark.parametrize("where", [0, 8, 12, 16, 24, 32, 40, 48, 56, 64, 100, chunk.data_offset(PAGES), -1])
-def test_a_chunk_with_one_wrong_byte_is_refused(area: Area, tmp_path: Path, where: int) -> None:
+@pytest.mark.parametrize("kind", [sums.SHA256, sums.XXH3])
+@pytest.mark.parametrize(
+    "where", [0, 8, 12, 16, 24, 32, 40, 48, 56, 64, 95, 100, chunk.data_offset(PAGES), -1]
+)
+def test_a_chunk_with_one_wrong_byte_is_refused(area: Area, tmp_path: Path, where: int, kind: int) -> None:
     area.map[: 50 * PAGE] = random.Random(1).randbytes(50 * PAGE)
-    written = capture(area, tmp_path)
+    written = capture(area, tmp_path, kind=kind)
     path = tmp_path / written.key.name
     data = bytearray(path.read_bytes())
     data[where] ^= 1
@@ -188,7 +195,8 @@ def test_the_guard_comes_off_as_it_went_on(tmp_path: Path) -> None:
         {"chunk": "3M"},
         {"threads": 0},
         {"threads": True},
-        {"digest": 1},
+        {"digest": True},
+        {"digest": "md5"},
         {"treshold": 1},
         {"threshold": "a lot"},
     ],
@@ -255,3 +263,24 @@ def test_pages_of_criu_count_where_a_chunk_has_none(
     assert {e.start + n: e.at + n for e in left for n in range(0, e.pages * PAGE, PAGE)} == {
         page: where for page, where in wanted.items() if page not in taken
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "digest"),
+    [(b"", "99aa06d3014798d86001c324468d497f"), (b"a", "a96faf705af16834e6c632b61e964e1f")],
+)
+def test_xxh3_is_that_of_others(data: bytes, digest: str) -> None:
+    """Values of xxhash's own `xxh128sum`."""
+    found = sums.new(sums.XXH3)
+    assert found is not None
+    found.update(memoryview(bytearray(data)))
+    found.update(b"")
+    assert found.digest().hex() == digest
+
+
+def test_no_libxxhash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "_library", None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(f"{name}: not there")))
+    with pytest.raises(UnsupportedError, match="libxxhash") as caught:
+        sums.new(sums.XXH3)
+    assert "libxxhash0" in str(caught.value.hint)
