@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cryoci import protobuf
 from cryoci.errors import ImageError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, extract, inflate, protobuf, strictjson, tar
+from cryoci.ociimage import archive, blob, extract, inflate, strictjson, tar
 from cryoci.ociimage.descriptions import Base, Converted
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 
 from cryoci.ociimage.criu.image import Images, messages
-from cryoci.ociimage.protobuf import Message
+from cryoci.protobuf import Message
 
 # fd_types of fdinfo.proto, and the field of file_entry with the details
 _KINDS = {

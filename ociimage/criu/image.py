@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cryoci.errors import ImageError
 from cryoci.ociimage import archive
-from cryoci.ociimage.protobuf import Message
+from cryoci.protobuf import Message
 
 COMMON, SERVICE = 0x54564319, 0x55105940
 MAGICS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryoci.errors import ImageError, NotFoundError, UsageError
 from cryoci.ociimage.criu.image import Images, messages, one
-from cryoci.ociimage.protobuf import Message
+from cryoci.protobuf import Message
 
 PAGE = 4096  # of x86_64, and of every aarch64 kernel that CRIU is tested on
 FOLDERS = ("checkpoint", "pre-checkpoint")

@@ -10,7 +10,7 @@ from cryoci.errors import ImageError
 from cryoci.ociimage.criu import memory
 from cryoci.ociimage.criu.files import Files, OpenFile, Socket
 from cryoci.ociimage.criu.image import Images, messages, one
-from cryoci.ociimage.protobuf import Message
+from cryoci.protobuf import Message
 
 MAX_PROCESSES = 100_000
 _STATES = {1: "running", 2: "dead", 3: "stopped", 6: "zombie"}  # COMPEL_TASK_* of task-state.h

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import subprocess
 
-from cryoci.shim.criu.images import varint
+from cryoci.errors import ImageError
+from cryoci.protobuf import Message
 
 NAME = "cpuinfo.img"
 _X86, _CAPABILITY, _MODEL = 1, 6, 7
@@ -61,10 +62,10 @@ def read(directory: str | os.PathLike[str]) -> bytes:
 
 def flags(image: bytes) -> frozenset[str]:
     """The features that CRIU compares, of an x86 image; none of one that is damaged or of another architecture."""
-    words = [value for field, value in fields(x86(image)) if field == _CAPABILITY]
-    values: list[int] = []
-    for word in words:
-        values += [word] if isinstance(word, int) else list(_packed(word))
+    try:
+        values = x86(image).numbers(_CAPABILITY)
+    except ImageError:
+        return frozenset()
     return frozenset(
         name
         for number, bits in _FLAGS.items()
@@ -76,48 +77,13 @@ def flags(image: bytes) -> frozenset[str]:
 
 def model(image: bytes) -> str:
     """The processor's name, as "Intel(R) Xeon(R) ..."; "" when the image does not say."""
-    for field, value in fields(x86(image)):
-        if field == _MODEL and isinstance(value, bytes):
-            return value.decode(errors="replace").strip()
-    return ""
+    try:
+        return x86(image).text(_MODEL).strip()
+    except ImageError:
+        return ""
 
 
-def x86(image: bytes) -> bytes:
-    """The cpuinfo_x86_entry of an image; none when there is none."""
+def x86(image: bytes) -> Message:
+    """The cpuinfo_x86_entry of an image; an empty one when there is none. Raises ImageError."""
     size = int.from_bytes(image[8:12], "little")
-    for field, value in fields(image[12 : 12 + size]):
-        if field == _X86 and isinstance(value, bytes):
-            return value
-    return b""
-
-
-def fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """Every field of a protobuf message, as far as it is whole."""
-    found: list[tuple[int, int | bytes]] = []
-    at = 0
-    try:
-        while at < len(message):
-            key, at = varint(message, at)
-            if key & 7 == 0:
-                number, at = varint(message, at)
-                found.append((key >> 3, number))
-            elif key & 7 == 2:
-                size, at = varint(message, at)
-                found.append((key >> 3, message[at : at + size]))
-                at += size
-            else:
-                break
-    except (IndexError, ValueError):
-        pass
-    return found
-
-
-def _packed(data: bytes) -> list[int]:
-    found, at = [], 0
-    try:
-        while at < len(data):
-            value, at = varint(data, at)
-            found.append(value)
-    except (IndexError, ValueError):
-        pass
-    return found
+    return Message(image[12 : 12 + size]).message(_X86)

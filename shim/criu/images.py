@@ -12,6 +12,7 @@ another (criu/pagemap.c, images/pagemap.proto):
 import os
 
 from cryoci.errors import ImageError
+from cryoci.protobuf import varint
 
 _COMMON, _PAGEMAP = 0x54564319, 0x56084025
 _PRESENT = 4  # PE_PRESENT; without flags (CRIU 3) present is what is not in the parent
@@ -64,7 +65,7 @@ def _read(path: str) -> tuple[int, int]:
                 pages_id = fields[1]
             elif fields.get(4, 0 if fields.get(3) else _PRESENT) & _PRESENT:
                 pages += fields.get(5) or fields.get(2, 0)
-    except (IndexError, KeyError) as e:
+    except (ImageError, IndexError, KeyError) as e:
         raise broken from e
     if pages_id < 0:
         raise broken
@@ -72,7 +73,7 @@ def _read(path: str) -> tuple[int, int]:
 
 
 def _message(data: bytes, at: int, end: int) -> dict[int, int]:
-    """Fields of a protobuf message of varints. Raises KeyError for other kinds, IndexError at the end."""
+    """Fields of a protobuf message of varints. Raises KeyError for other kinds, ImageError at the end."""
     fields: dict[int, int] = {}
     while at < end:
         key, at = varint(data, at)
@@ -82,17 +83,3 @@ def _message(data: bytes, at: int, end: int) -> dict[int, int]:
     if at != end:
         raise IndexError(at)
     return fields
-
-
-def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A protobuf varint and where it ends. Raises IndexError."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError(at)

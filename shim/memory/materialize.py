@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cryoci import protobuf
 from cryoci.errors import ImageError
 from cryoci.files import sync_directory
-from cryoci.shim.criu import images
 from cryoci.shim.memory import capture, chain, chunk, guard, index
 from cryoci.shim.memory.calls import PAGE, Run
 
@@ -196,7 +196,11 @@ def _number(message: bytes, wanted: int) -> int:
 def _new_entry(start: int, pages: int, flags: int, *, wide: bool) -> bytes:
     """Older CRIUs count pages in field 2, newer ones in 5, and others' tools know field 2 alone: both have it."""
     counts = ((2, min(pages, 2**32 - 1)), (4, flags), *(((5, pages),) if wide else ()))
-    return _sized(b"".join(_varint(number << 3) + _varint(value) for number, value in ((1, start), *counts)))
+    return _sized(
+        b"".join(
+            protobuf.encode(number << 3) + protobuf.encode(value) for number, value in ((1, start), *counts)
+        )
+    )
 
 
 def _messages(data: bytes, at: int) -> Iterator[bytes]:
@@ -216,30 +220,21 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | tuple[int, int], int]]:
     at = 0
     try:
         while at < len(data):
-            key, at = images.varint(data, at)
+            key, at = protobuf.varint(data, at)
             place = at
             if key & 7 == 0:
-                value, at = images.varint(data, at)
+                value, at = protobuf.varint(data, at)
                 yield key >> 3, value, place
             elif key & 7 == 2:
-                size, at = images.varint(data, at)
+                size, at = protobuf.varint(data, at)
                 if at + size > len(data):
                     raise IndexError(at)
                 yield key >> 3, (at, at + size), place
                 at += size
             else:
                 at += {1: 8, 5: 4}[key & 7]
-    except (IndexError, KeyError) as e:
+    except (ImageError, IndexError, KeyError) as e:
         raise ImageError("an image of the checkpoint is damaged") from e
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _sized(message: bytes) -> bytes:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cryoci import protobuf
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import ctr, manifest, protobuf
+from cryoci.ociimage import ctr, manifest
 from tests.hostile.tars import ESCAPE, S, member, members_of, pack, whole
 
 

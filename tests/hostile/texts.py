@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from cryoci.ociimage import protobuf, tar
+from cryoci import protobuf
+from cryoci.ociimage import tar
 from tests.hostile.tars import CONFIG, ESCAPE, SPEC, member, members_of, pack, whole
 from tests.unit.criu_images import image, message
 

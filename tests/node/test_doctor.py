@@ -157,9 +157,7 @@ def test_an_image_of_another_processor(site: Site) -> None:
     argv = ["/opt/cryoci/bin/python", "-c", _CPU, where]
     assert json.loads(node.run(argv).stdout)["verdict"] == "ok"
     image = path.read_bytes()
-    fields: dict[str, list[int | bytes]] = {}
-    for number, value in cpuinfo.fields(cpuinfo.x86(image)):
-        fields.setdefault(f"f{number}", []).append(value)
+    fields = {f"f{number}": values for number, values in cpuinfo.x86(image)._fields.items()}
     fields["f6"] = [0xFFFFFFFF] * len(fields["f6"])
     entry = message(f1=message(**fields))  # type: ignore[arg-type]
     path.write_bytes(image[:8] + len(entry).to_bytes(4, "little") + entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryoci.ociimage import protobuf
+from cryoci import protobuf
 from cryoci.ociimage.criu.image import COMMON, MAGICS, SERVICE
 
 Value = int | bytes | str | list[int]

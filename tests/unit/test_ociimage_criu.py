@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cryoci.errors import CryociError, ImageError, NotFoundError, UsageError
 from cryoci.ociimage.criu import memory, processes
 from cryoci.ociimage.criu.image import DirectoryImages, messages
-from cryoci.ociimage.protobuf import Message
+from cryoci.protobuf import Message
 from tests.unit.criu_images import image, message, number, process, write
 
 

@@ -104,10 +104,11 @@ def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
 
 def field(number: int, value: bytes) -> bytes:
     """A bytes, string or message field."""
-    return _number(number << 3 | _BYTES) + _number(len(value)) + value
+    return encode(number << 3 | _BYTES) + encode(len(value)) + value
 
 
-def _number(value: int) -> bytes:
+def encode(value: int) -> bytes:
+    """A number that is not negative, as varint."""
     result = b""
     while value >= 0x80:
         result += bytes([value & 0x7F | 0x80])
