@@ -35,12 +35,12 @@ def _state(data: bytes) -> int:
     if int.from_bytes(data[:4], "little") != _COMMON:
         raise KeyError("magic")
     size = int.from_bytes(data[8:12], "little")
-    task = _field(data[12 : 12 + size], _TASK)
-    state = _field(task, _STATE) if isinstance(task, bytes) else 0
+    task = field(data[12 : 12 + size], _TASK)
+    state = field(task, _STATE) if isinstance(task, bytes) else 0
     return state if isinstance(state, int) else 0
 
 
-def _field(message: bytes, wanted: int) -> int | bytes:
+def field(message: bytes, wanted: int) -> int | bytes:
     """The first field `wanted` of a protobuf message. Raises KeyError without, IndexError when it is cut off."""
     at = 0
     while at < len(message):
