@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""containerd 1.7 and 2: ctr's own checkpoint and restore, and `cryoci restore` of what it made, on another node."""
+"""`cryoci restore` of what containerd 1.7, containerd 2 and CRI-O have made, on another node; ctr's own restore."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.node import crio
 from tests.node.conftest import Site
 from tests.node.subject import CONFIG, KINDS, SMALL, Kind, Subject, leftovers, runs_on
 from tests.nodes import tree, workload
@@ -111,22 +112,56 @@ def test_restored_by_cryoci_elsewhere(site: Site, containerd: Containerd) -> Non
     containerd.remove(name)
     containerd.ctr("image", "export", "--skip-manifest-json", "--all-platforms", archive, image)
     node.write(archive, site.a.read(archive))
+    _restores_everywhere(node, archive, name, below, "containerd", before)
+    node.run(["rm", archive])
+
+
+def _restores_everywhere(
+    node: NamespaceNode, archive: str, name: str, below: str, made_under: str, before: dict[str, Any]
+) -> None:
+    """Under podman, the choice of cryoci, and bare; each leaves nothing behind."""
     clean = leftovers(node)
     for kind in (Kind("podman", "cryoci-runtime", below), KINDS[below]):
         subject = Subject(node, kind, name)
-        words = ["--engine", below, "--name", name] if not kind.podman else ["--name", name]
-        argv = ["cryoci", "restore", archive, "--detach", *words]
+        argv = ["cryoci", "restore", archive, "--detach", "--name", name]
         if kind.podman:
             said = node.run(argv, timeout=120).stderr.decode()
-            assert "\ncryoci: made under containerd, restored under podman of this node\n" in said
+            assert f"\ncryoci: made under {made_under}, restored under podman of this node\n" in said
         else:
-            workload.detach(node, argv, subject.log)
+            workload.detach(node, [*argv, "--engine", below], subject.log)
             subject.restored = True
         after = subject.wait(before["count"] + 3)
         assert (after["boot"], after["memory_sha256"]) == (before["boot"], before["memory_sha256"])
         assert after["child"] > before["child"] and len(subject.cgroups) == 1
-        assert subject.ask("/read?path=/root/new") == {"text": "here"}
+        if made_under == "containerd":
+            assert subject.ask("/read?path=/root/new") == {"text": "here"}
+        else:
+            assert subject.inside("cat", "/etc/hosts").startswith("127.0.0.1")
+            assert subject.inside("cat", "/dev/termination-log") == ""
+            assert subject.inside("ls", "/var/run/secrets/kubernetes.io/serviceaccount") == ""
         assert not subject.has("/usr/bin/tac") and subject.has("/usr/bin/cat")
         subject.remove()
         assert leftovers(node) == clean
+
+
+@belows
+def test_crios_archive(site: Site, below: str) -> None:
+    """Of a pod: its network namespace and the kubelet's mounts were not the container's own."""
+    node, origin = site.b, site.a
+    origin.write(CONFIG, f'[runtime]\npath = "{below}"\n')
+    one = crio.Container(origin, f"pod-{below}", below, kubelet=True)
+    one.prepare()
+    pid = one.monitor()["pid"]
+    one.call("start", one.id)
+    before = workload.wait(origin, 3, pid=pid)
+    one.call("pause", one.id)
+    one.checkpoint()
+    archive = f"/srv/crio-{below}.tar"
+    digest = origin.sh(f"skopeo inspect --format '{{{{.Digest}}}}' docker://{site.image}").strip()
+    one.export(archive, f"{site.image.rpartition(':')[0]}@{digest}")
+    one.call("resume", one.id)
+    node.write(archive, origin.read(archive))
+    assert one.end() == "0"
+    origin.run(["rm", CONFIG])
+    _restores_everywhere(node, archive, f"pod-{below}", below, "CRI-O", before)
     node.run(["rm", archive])
