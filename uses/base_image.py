@@ -14,7 +14,7 @@ from pathlib import Path
 from cryoci.errors import NotFoundError, RegistryError, UsageError
 from cryoci.files import scratch
 from cryoci.ociimage import convert, dialects, reference, rootfsdiff, stores, unpack
-from cryoci.ociimage.reference import RegistryRef
+from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import rootfs
 
@@ -49,7 +49,7 @@ def filler(directory: Path, registry_options: RegistryOptions | None) -> Callabl
     return into
 
 
-def fill(ref: RegistryRef, root: Path, registry_options: RegistryOptions | None) -> None:
+def fill(ref: LayoutRef | RegistryRef, root: Path, registry_options: RegistryOptions | None) -> None:
     """Unpack the image `ref` for this machine into `root`, lowest layer first.
 
     Raises NotFoundError, RegistryError, ImageError, IntegrityError, RestoreError, SpaceError.

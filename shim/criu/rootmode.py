@@ -5,7 +5,7 @@ podman and CRI-O make it 0555 over an image that does not say, containerd 0755, 
 Only where the two differ is CRIU told not to compare modes: `skip-file-rwx-check` stands for all files.
 
     fs-PID.img  fs_entry ::= ... 2: root_id               little endian u32 sizes, protobuf
-    files.img   file_entry ::= ... 2: id  3: reg_file_entry ::= ... 7: mode
+    files.img   file_entry ::= ... 2: id  3: reg_file_entry ::= ... 10: mode
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cryoci.shim.criu.core import field
 SKIP = "skip-file-rwx-check"
 _COMMON = 0x54564319
 _FS = re.compile(r"fs-(\d+)\.img\Z")
-_ROOT_ID, _ID, _REG, _MODE = 2, 2, 3, 7
+_ROOT_ID, _ID, _REG, _MODE = 2, 2, 3, 10
 _IMAGE = 256 << 20  # bytes of an image that is read as a whole
 
 

@@ -13,8 +13,8 @@ from tests.unit.criu_images import image, message, write
 
 FILES = image(
     "files",
-    message(f1=1, f2=8, f3=message(f1=8, f2=0, f3=0, f6="/usr", f7=0o40700)),
-    message(f1=1, f2=9, f3=message(f1=9, f2=0, f3=0, f6="/", f7=0o40755)),
+    message(f1=1, f2=8, f3=message(f1=8, f2=0, f3=0, f6="/usr", f10=0o40700)),
+    message(f1=1, f2=9, f3=message(f1=9, f2=0, f3=0, f6="/", f10=0o40755)),
 )
 
 
