@@ -31,7 +31,8 @@ from cryoci.shim.config import load
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject
 from cryoci.shim.devices.settle import settle
-from cryoci.shim.engines import engines_own, wake
+from cryoci.shim.doctor.check import Facts
+from cryoci.shim.engines import engines_own, podman_init, wake
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
 from cryoci.shim.engines.watch import watching
@@ -52,12 +53,14 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     config = untrusted.podman_config(
         read_dump(directory, "config.dump"),
         volumes=storage["volumePath"],
-        made_here=engines_own.KUBELETS if foreign else (),
+        made_here=engines_own.KUBELETS if foreign else podman_init.PLACES,
         allow=options.allow,
         injected=inject.carried(images).injected,
     )
     if foreign:
         engines_own.stand_in(config["spec"])
+    else:
+        podman_init.settle(config["spec"], Facts())
     config["spec"].setdefault("annotations", {})[MAP_ANNOTATION] = options.device_map
     devices = inject.on_restore(config["spec"], images, load().devices)
     _mount_volumes(config, storage["volumePath"])
