@@ -56,6 +56,7 @@ class Container:
     below: str
     noted: dict[str, str] = field(default_factory=dict)
     kubelet: bool = False
+    args: tuple[str, ...] = SMALL
 
     @property
     def bundle(self) -> str:
@@ -67,7 +68,7 @@ class Container:
 
     def prepare(self) -> None:
         """The bundle, with a network namespace that a sandbox has made."""
-        spec = workload.bundle(self.node, self.bundle, args=SMALL, network=True)
+        spec = workload.bundle(self.node, self.bundle, args=self.args, network=True)
         self.node.sh(
             'mkdir -p "$1" /var/run/crio/exits /var/run/crio && ip netns add "$2" && ip -n "$2" link set lo up',
             self.directory,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.node.crio import SHIM, Container, logged
-from tests.node.subject import CONFIG, records, runs_on
+from tests.node.subject import CONFIG, SMALL, records, runs_on
 from tests.nodes import workload
 from tests.nodes.cluster import Cluster
 from tests.nodes.namespace import NamespaceNode
@@ -106,3 +106,74 @@ def test_annotated_create(crio: NamespaceNode, below: str) -> None:
     )
     node.run(["ip", "netns", "del", stranger.id])
     assert "runtime" not in records(node)
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_a_checkpoint_that_fails(crio: NamespaceNode, below: str) -> None:
+    """crio sees the runtime's own exit status and finds dump.log where it looks; what it resumes runs on."""
+    node = crio
+    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
+    one = Container(node, f"held-{below}", below, args=(*SMALL, "--hold", "unsupported"))
+    one.prepare()
+    pid = one.monitor()["pid"]
+    one.call("start", one.id)
+    before = workload.wait(node, 3, pid=pid)
+    one.call("pause", one.id)
+    where = ["--image-path", f"{one.directory}/checkpoint", "--work-path", one.directory]
+    words = ["--root", one.root, "checkpoint", "--file-locks", *where, "--leave-running", one.id]
+    ours = node.run([SHIM, *words], check=False, env={"CRI_O_EXTERNAL": "1"})
+    assert "of a kind that CRIU cannot dump" in ours.stderr.decode()
+    assert "Can't dump file" in node.read(f"{one.directory}/dump.log").decode()
+    bare = node.run([below, *words], check=False)
+    assert ours.returncode == bare.returncode != 0
+    assert one.state["status"] == "paused"
+    one.call("resume", one.id)
+    runs_on(before, workload.wait(node, before["count"] + 3, pid=pid))
+    assert one.end() == "0"
+    assert "runtime" not in records(node)
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_a_restore_that_fails(crio: NamespaceNode, below: str) -> None:
+    """conmon reports no pid and the cause; crio's clean-up finds nothing that is left, and may try again."""
+    node = crio
+    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
+    one = Container(node, f"whole-{below}", below)
+    one.prepare()
+    pid = one.monitor()["pid"]
+    one.call("start", one.id)
+    before = workload.wait(node, 3, pid=pid)
+    one.call("pause", one.id)
+    one.checkpoint()
+    node.run(["cp", "-a", f"{one.bundle}/rootfs/data", f"{one.directory}/files"])
+    one.call("resume", one.id)
+    assert one.end() == "0"
+
+    two = Container(node, f"broken-{below}", below)
+    two.prepare()
+    images = f"{two.directory}/checkpoint"
+    node.sh(
+        'cp -a "$1"/files/. "$2"/rootfs/data && cp -a "$1"/checkpoint "$3"',
+        one.directory,
+        two.bundle,
+        images,
+    )
+    words = ("--restore", images, "--runtime-opt")
+    # what CRI-O adds where the pod has SELinux labels, on a node without SELinux
+    report = two.monitor(*words, "--lsm-profile=selinux:system_u:system_r:container_t:s0:c1,c2")
+    assert report["pid"] == -1 and "the security profile (AppArmor or SELinux)" in report["message"]
+    node.sh('mv "$1"/core-1.img "$1"/core-1.away', images)
+    report = two.monitor("--restore", images)
+    assert report["pid"] == -1 and "a CRIU image file is missing" in report["message"]
+    assert "core-1.img" in node.sh("cat $(find /run/cryoci -path '*broken-*/restore.log')")
+    for verb, status in (("state", 1), ("delete", 0)):
+        words = ("--force",) if verb == "delete" else ()
+        ours = node.run([SHIM, "--root", two.root, verb, *words, two.id], check=False)
+        bare = node.run([below, "--root", two.root, verb, *words, two.id], check=False)
+        assert ours.returncode == bare.returncode == status
+    assert "runtime" not in records(node)
+    node.sh('mv "$1"/core-1.away "$1"/core-1.img', images)
+    pid = two.monitor("--restore", images)["pid"]
+    after = workload.wait(node, before["count"] + 3, pid=pid)
+    assert (after["boot"], after["memory_sha256"]) == (before["boot"], before["memory_sha256"])
+    assert two.end() == "0"
