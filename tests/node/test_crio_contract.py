@@ -167,9 +167,8 @@ def test_a_restore_that_fails(crio: NamespaceNode, below: str) -> None:
     assert report["pid"] == -1 and "a CRIU image file is missing" in report["message"]
     assert "core-1.img" in node.sh("cat $(find /run/cryoci -path '*broken-*/restore.log')")
     for verb, status in (("state", 1), ("delete", 0)):
-        words = ("--force",) if verb == "delete" else ()
-        ours = node.run([SHIM, "--root", two.root, verb, *words, two.id], check=False)
-        bare = node.run([below, "--root", two.root, verb, *words, two.id], check=False)
+        call = ["--root", two.root, verb, *(["--force"] if verb == "delete" else []), two.id]
+        ours, bare = (node.run([program, *call], check=False) for program in (SHIM, below))
         assert ours.returncode == bare.returncode == status
     assert "runtime" not in records(node)
     node.sh('mv "$1"/core-1.away "$1"/core-1.img', images)
