@@ -19,7 +19,11 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @click.option(
     "-d", "--detach", is_flag=True, help="Return when it runs, instead of following it to its end."
 )
-@click.option("--engine", type=click.Choice(["podman", "runc", "crun"]), help="Default: the checkpoint's.")
+@click.option(
+    "--engine",
+    type=click.Choice(["podman", "runc", "crun"]),
+    help="Default: the checkpoint's; for one of CRI-O or containerd podman, else runc or crun.",
+)
 @click.option("--runtime", help="OCI runtime of the new container. Default: the checkpoint's.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @click.option(
@@ -55,11 +59,15 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     its id, else pulled by its digest. Devices, hooks, host directories and annotations are never taken from
     the checkpoint (see --allow). After a failure nothing is left on this node.
 
+    A checkpoint of CRI-O or containerd is converted on the way, and restored under podman when it is installed, else
+    under runc or crun with the base image of its registry.
+
     \b
     Examples:
       cryoci restore web --detach
       cryoci restore registry.example:5000/checkpoints/web:1 --name web2 --detach
       cryoci restore ./db-checkpoint --engine runc --bundle /srv/db
+      cryoci restore /var/lib/kubelet/checkpoints/checkpoint-web_team-app-2026-11-25T10:00:00Z.tar --detach
     """
     from cryoci import trace
     from cryoci.cli.signals import settle, unwinding
@@ -70,7 +78,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
     from cryoci.timeline import recording
-    from cryoci.uses import incremental
+    from cryoci.uses import foreign, incremental
 
     need_root()
     criu = criu_options.take(rest)
@@ -112,7 +120,10 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
                 )
                 fetched["bytes"] = pulled.raw_size
         output.verdict(gate.verdict)
-        done = restore(directory, options)
+        adopted = foreign.adopt(directory, options, place, gate.options)
+        for note in () if quiet else adopted.notes:
+            click.echo(output.printable(f"cryoci: {note}"), err=True)
+        done = restore(adopted.directory, adopted.options)
     if done.status is not None:
         sys.exit(done.status)
     if not isinstance(source, reference.ArchiveRef):

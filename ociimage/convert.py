@@ -17,10 +17,10 @@ from cryoci.ociimage import archive, dialects, rootfsdiff
 from cryoci.ociimage.criu import processes
 from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.descriptions import HEX64, Base, Converted, Lost, describe
-from cryoci.ociimage.dialects import CRIO, PODMAN, Dialect, Model
+from cryoci.ociimage.dialects import BARE, CRIO, PODMAN, Dialect, Model
 
 # the mode of a container's root directory: containers/storage, and containerd's overlayfs snapshotter
-_ROOT_MODES = {"crio": 0o555, "podman": 0o555, "containerd": 0o755}
+ROOT_MODES = {"crio": 0o555, "podman": 0o555, "containerd": 0o755}
 
 
 def convert(
@@ -67,6 +67,8 @@ def own_base(model: Model) -> Base:
 def _base(model: Model, dialect: Dialect, given: Base | None) -> Base:
     """The base image in the words of the target. Raises UsageError when nobody knows one."""
     found = given or own_base(model)
+    if dialect is BARE:
+        return found
     needs_id = dialect in (CRIO, PODMAN)
     if not found.name or (needs_id and not HEX64.match(found.id)):
         what = (
@@ -144,14 +146,16 @@ def _rootfs(model: Model, dialect: Dialect, done: Converted) -> None:
         rootfsdiff.write_deleted(done.directory / "deleted.files", deleted)
 
 
+def root_mode(model: Model) -> int | None:
+    """Permission bits of the root directory at the dump, if the images tell. Raises ImageError."""
+    found = processes.read(DirectoryImages(model.directory))
+    return next((p.root_mode & 0o7777 for p in found if p.root_mode), None)
+
+
 def _root_mode(model: Model, dialect: Dialect, done: Converted) -> None:
     """CRIU wants the root directory with the mode that it had, and engines make their own."""
-    files = model.checkpoint
-    mode = next(
-        (p.root_mode & 0o7777 for p in processes.read(DirectoryImages(files.path)) if p.root_mode), None
-    )
-    made = _ROOT_MODES[dialect.name]
-    if mode is not None and mode != made:
+    mode, made = root_mode(model), ROOT_MODES.get(dialect.name)
+    if mode is not None and made is not None and mode != made:
         done.assumed.append(
             f"CRIU runs with skip-file-rwx-check (/etc/criu/runc.conf): the root directory had mode {mode:o}, and "
             f"{dialect.name} makes it {made:o}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoci.ociimage import archive, dialects
-from cryoci.ociimage.dialects import CONTAINERD, CRIO, PODMAN, Dialect, Model
+from cryoci.ociimage.dialects import BARE, CONTAINERD, CRIO, PODMAN, Dialect, Model
 
 _ZERO_TIME = "0001-01-01T00:00:00Z"  # Go's
 HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -36,6 +36,14 @@ class Base:
     name: str
     id: str = ""
     digest: str = ""
+
+    @property
+    def pinned(self) -> str:
+        """NAME@DIGEST without a tag, as the engines write it; NAME when the digest is not known."""
+        if not self.digest:
+            return self.name
+        head, slash, last = self.name.rpartition("/")
+        return f"{head}{slash}{last.partition(':')[0]}@{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ def describe(model: Model, dialect: Dialect, base: Base, done: Converted, *, bun
     """
     spec = _spec(model, dialect, done, bundled=bundled)
     _write(done.directory / archive.SPEC, spec)
-    _write(done.directory / archive.CONFIG, _CONFIGS[dialect.name](model, base, spec, done))
+    if dialect is not BARE:
+        _write(done.directory / archive.CONFIG, _CONFIGS[dialect.name](model, base, spec, done))
     if dialect is CONTAINERD:
         _status(model, base, done)
     if dialect is CRIO:
@@ -136,7 +145,7 @@ def _crio_config(model: Model, base: Base, spec: Mapping[str, Any], done: Conver
         "name": name,
         "rootfsImage": base.name,
         "rootfsImageRef": base.id,
-        "rootfsImageName": _pinned(base),
+        "rootfsImageName": base.pinned,
         "runtime": _runtime(model),
         **_times(model),
         "restoredTime": _ZERO_TIME,
@@ -153,11 +162,14 @@ def _podman_config(model: Model, base: Base, spec: Mapping[str, Any], done: Conv
     args = process.get("args") if isinstance(process, dict) else None
     linux = spec.get("linux")
     namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
-    own_network = isinstance(namespaces, list) and any(
-        isinstance(n, dict) and n.get("type") == "network" for n in namespaces
-    )
-    if own_network:
+    namespaces = namespaces if isinstance(namespaces, list) else []
+    network = next((n for n in namespaces if isinstance(n, dict) and n.get("type") == "network"), None)
+    # CRIU makes a namespace anew that the runtime had made (EmptyNs), and puts nothing of an engine's in its place
+    joined = network is not None and bool(network.get("path"))
+    if joined:
         done.assumed.append("the container joins podman's default network")
+    elif network is not None:
+        done.assumed.append("the container has no network but its own loopback, as before")
     # the fields that podman's import reads or has no default for (libpod/container_config.go, pkg/checkpoint)
     return {
         "spec": dict(spec),
@@ -168,9 +180,9 @@ def _podman_config(model: Model, base: Base, spec: Mapping[str, Any], done: Conv
         "rootfsImageID": base.id,
         "rootfsImageName": base.name,
         "shmSize": 65536000,
-        "createNetNS": own_network,
-        "networkMode": "bridge" if own_network else "host",
-        **({"newNetworks": {"podman": {"interface_name": "eth0"}}} if own_network else {}),
+        "createNetNS": joined,
+        "networkMode": "bridge" if joined else "host" if network is None else "none",
+        **({"newNetworks": {"podman": {"interface_name": "eth0"}}} if joined else {}),
         "command": args if isinstance(args, list) else [],
         "stopSignal": 15,
         "stopTimeout": 10,
@@ -192,7 +204,7 @@ def _containerd_config(model: Model, base: Base, spec: Mapping[str, Any], done: 
         "id": _id(model),
         "name": _name(model),
         "rootfsImage": base.name,
-        "rootfsImageRef": _pinned(base),
+        "rootfsImageRef": base.pinned,
         "rootfsImageName": base.name,
         "runtime": "io.containerd.runc.v2",
         **_times(model),
@@ -220,7 +232,7 @@ def _status(model: Model, base: Base, done: Converted) -> None:
         "created_at": created,
         "started_at": created,
         "image": {"image": base.name, "user_specified_image": base.name},
-        "image_ref": _pinned(base),
+        "image_ref": base.pinned,
         "labels": labels,
         "annotations": {},
     }
@@ -260,14 +272,6 @@ def _name(model: Model) -> str:
 def _id(model: Model) -> str:
     found = model.facts.get("container.id", "")
     return found if HEX64.match(found) else hashlib.sha256(found.encode()).hexdigest()
-
-
-def _pinned(base: Base) -> str:
-    """NAME@DIGEST without a tag, as the engines write it; NAME when the digest is not known."""
-    if not base.digest:
-        return base.name
-    head, slash, last = base.name.rpartition("/")
-    return f"{head}{slash}{last.partition(':')[0]}@{base.digest}"
 
 
 def _runtime(model: Model) -> str:

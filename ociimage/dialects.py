@@ -67,6 +67,15 @@ CONTAINERD = Dialect(
     whiteouts=True,
 )
 DIALECTS = {dialect.name: dialect for dialect in (CRIO, PODMAN, CONTAINERD)}
+# What a restore under bare runc or crun reads: no engine's archive, so no target of `cryoci convert`.
+BARE = Dialect(
+    "bare",
+    frozenset({archive.SPEC, "stats-dump", "rootfs-diff.tar", "deleted.files", "dump.log", "container.log"}),
+    frozenset({"checkpoint"}),
+    (archive.SPEC,),
+    "container.log",
+    None,
+)
 LOGS = tuple(dialect.log for dialect in DIALECTS.values())
 
 

@@ -23,5 +23,9 @@ def main(line: Invocation, path: str, argv: list[str] | None = None) -> int:
             if posix.access(place, posix.F_OK):
                 import shutil  # 10 ms, only for containers of `cryoci restore`, and for incremental checkpoints
 
+                if posix.access(f"{place}/netns", posix.F_OK):
+                    from cryoci.shim.engines import engines_own
+
+                    engines_own.release(place)
                 shutil.rmtree(place, ignore_errors=True)
     return status

@@ -5,6 +5,7 @@
     /run/cryoci/runtimes/PATH.json             what the underlying runtime at PATH is
     /run/cryoci/criu.json                      what criu is
     /var/lib/cryoci/bundles/ROOTKEY/ID/        bundle of a bare container that was restored
+    /var/lib/cryoci/empty/                     what stands for a kubelet's mounts under podman
     /run/cryoci/containers/ROOTKEY/ID/         one container: runtime, record.json, criu.conf, *.log
 
 This module is on the path of every call of the runtime: it imports only `posix`.
@@ -104,6 +105,11 @@ def bundle_directory(root: str | None, container: str) -> str:
 def chunks_directory(root: str | None, container: str) -> str:
     """Chunk files of the newest incremental image of a container. `container` must be a `valid_id`."""
     return f"{environment('CRYOCI_LIB', '/var/lib/cryoci')}/chunks/{root_key(root)}/{container}"
+
+
+def empty_directory() -> str:
+    """A directory that stays empty, for a mount of which only the place counts."""
+    return environment("CRYOCI_LIB", "/var/lib/cryoci") + "/empty"
 
 
 def read(path: str, limit: int = 1 << 20) -> bytes | None:

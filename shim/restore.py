@@ -25,7 +25,7 @@ from cryoci.shim import (
     underlying,
 )
 from cryoci.shim.argv import Invocation, parse
-from cryoci.shim.criu import conf, images
+from cryoci.shim.criu import conf, images, rootmode
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import probe
 from cryoci.shim.gpu import amd
@@ -69,6 +69,7 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     if amd.compare(operation.image_directory(line), settings):
         chosen = dataclasses.replace(chosen, libdir=amd.check(chosen.libdir, criu.path))
         variables = amd.variables(settings)
+    extra += rootmode.lines(operation.image_directory(line), create.spec_path(line))
     text = conf.render(chosen, "restore") + extra
     made = create.prepare(line, below, text, operation.image_directory(line))
     if made is None:  # no bundle to edit: the runtime says so

@@ -110,12 +110,13 @@ def podman_config(
     value: Any,
     *,
     volumes: str = "/var/lib/containers/storage/volumes",
+    made_here: Collection[str] = (),
     allow: Collection[str] = (),
     injected: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A copy of an archive's libpod ContainerConfig that is safe to import here. Raises as `spec`.
 
-    `volumes` is podman's directory of named volumes on this node.
+    `volumes` is podman's directory of named volumes on this node, `made_here` as for `spec`, besides podman's own.
     """
     if not isinstance(value, dict):
         raise ImageError("config.dump is not a podman container configuration")
@@ -127,7 +128,8 @@ def podman_config(
     _refuse(wants)
     clean = _copy({key: part for key, part in value.items() if key in _PODMAN_KEYS})
     named = _volumes(clean.get("namedVolumes"))
-    clean["spec"] = spec(clean.get("spec"), made_here={*PODMAN_MADE, *named}, allow=allow, injected=injected)
+    made = {*PODMAN_MADE, *named, *made_here}
+    clean["spec"] = spec(clean.get("spec"), made_here=made, allow=allow, injected=injected)
     for mount in clean["spec"]["mounts"]:
         if mount["destination"] in named:  # podman keeps the mount as it stands, so it must be this node's
             mount["source"] = f"{volumes}/{named[mount['destination']]}/_data"

@@ -236,6 +236,14 @@ CORE: tuple[Known, ...] = (
         "restore",
     ),
     Known(
+        "podman-init",
+        "criu/files-reg.c",
+        r"File (\S*run/podman-init|\S*dev/init) has bad (?:size|mode|build-ID)",
+        "podman's init (--init, {0} in the container) is another build here than at the checkpoint",
+        "install the same version of catatonit as on the first node",
+        "restore",
+    ),
+    Known(
         "file-size",
         "criu/files-reg.c",
         r"File (.+) has bad size (\d+) \(expect (\d+)\)",
@@ -398,6 +406,14 @@ CORE: tuple[Known, ...] = (
         r"(\d+) stopped by signal 11",
         "CRIU crashed while it made process {0}: most often an image file is missing",
         "the checkpoint is not usable: use another one (`cryoci list`)",
+        "restore",
+    ),
+    Known(
+        "criu-segfault",
+        "checkpoint-restore/criu#3018",
+        r"(\d+) killed by signal 11: Segmentation fault",
+        "CRIU's restorer crashed in process {0}: a fault of this CRIU build, or of an image",
+        "use a released CRIU (4.2); a build of its development branch of May 2026 does this to many threads",
         "restore",
     ),
 )

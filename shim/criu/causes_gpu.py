@@ -78,6 +78,15 @@ GPU: tuple[Known, ...] = (
         anywhere=True,
     ),
     Known(
+        "cuda-partial",
+        "NVIDIA/cuda-checkpoint#24",
+        r'Could not checkpoint on process ID (\d+): "operation not permitted"',
+        "the CUDA driver does not checkpoint process {0}: it sees some of the node's GPUs only",
+        "use driver 575.57.08 or newer, or give the container all GPUs of the node",
+        "dump",
+        anywhere=True,
+    ),
+    Known(
         "cuda-not-initialized",
         "NVIDIA/cuda-checkpoint#10",
         r'process ID (\d+): "initialization error"',

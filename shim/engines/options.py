@@ -41,8 +41,9 @@ class RestoreOptions:
     `engine` and `runtime` None keep the checkpoint's: `runtime` is podman's name for a runtime, or for bare
     containers a low-level runtime's name or path, and `root` its --root. `allow` names what the checkpoint
     may take from this node (untrusted.ALLOWABLE). `device_map` is "auto" or "OLD=NEW,..." (gpu.select).
-    `hostname` is what it is called inside; None: as before. `settled` is called when the container is restored and
-    nothing is taken back any more.
+    `hostname` is what it is called inside; None: as before. `base` fills an empty root directory with the base
+    image of a bare container whose checkpoint holds changes only. `settled` is called when the container is restored
+    and nothing is taken back any more.
     """
 
     name: str | None = None
@@ -56,6 +57,7 @@ class RestoreOptions:
     criu: CriuOptions = field(default_factory=CriuOptions)
     device_map: str = "auto"
     hooks: app.Choice = field(default_factory=app.Choice)
+    base: Callable[[Path], None] | None = None
     settled: Callable[[], None] = lambda: None
 
 

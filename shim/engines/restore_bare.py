@@ -21,7 +21,7 @@ from cryoci.shim import netns, paths, record, rootfs, untrusted
 from cryoci.shim.criu import log
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject as devices
-from cryoci.shim.engines import wake
+from cryoci.shim.engines import engines_own, wake
 from cryoci.shim.engines.container import runtime_argv
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, criu_flags, read_dump
@@ -49,7 +49,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         undo.callback(known.remove)
         bundle = options.bundle or _make_bundle(paths.bundle_directory(options.root, container_id), undo)
         with trace.timed(seconds, "file system"):
-            _fill_bundle(bundle, directory, options, undo)
+            _fill_bundle(bundle, directory, options, undo, foreign=own["engine"] not in ("runc", "crun"))
         made = Restored(engine, container_id, container_id, seconds=seconds)
         with trace.timed(seconds, "restore"):
             made.status = _run(bundle, directory, container_id, options, criu, undo, made)
@@ -74,22 +74,30 @@ def _make_bundle(where: str, undo: ExitStack) -> Path:
         bundle.mkdir(mode=0o700, parents=True)
     except FileExistsError:
         # its container is gone (_check_free), and whoever deleted it did not go through cryoci-runtime
+        engines_own.release(bundle)
         shutil.rmtree(bundle)
         bundle.mkdir(mode=0o700)
     undo.callback(shutil.rmtree, bundle, ignore_errors=True)
     return bundle
 
 
-def _fill_bundle(bundle: Path, directory: Path, options: RestoreOptions, undo: ExitStack) -> None:
-    """config.json and rootfs: a bundle of the operator's keeps its own, and gets the changes."""
-    full, diff = directory / "rootfs.tar", directory / "rootfs-diff.tar"
+def _fill_bundle(
+    bundle: Path, directory: Path, options: RestoreOptions, undo: ExitStack, *, foreign: bool
+) -> None:
+    """config.json and rootfs: a bundle of the operator's keeps its own, and gets the changes.
+
+    `foreign`: an engine made the container, and gave it files that this node has to give it now.
+    """
+    full = directory / "rootfs.tar"
     if options.bundle is None:
+        asked = read_dump(directory, "spec.dump")
         spec = untrusted.spec(
-            read_dump(directory, "spec.dump"),
+            asked,
+            made_here=engines_own.PLACES if foreign else (),
             allow=options.allow,
             injected=devices.carried(str(directory / "checkpoint")).injected,
         )
-        if not full.is_file():
+        if not full.is_file() and options.base is None:
             raise NotFoundError(
                 "the checkpoint does not hold the container's whole file system",
                 hint="prepare a bundle with the same base rootfs and give it: --bundle DIR",
@@ -98,9 +106,16 @@ def _fill_bundle(bundle: Path, directory: Path, options: RestoreOptions, undo: E
         spec["process"]["terminal"] = False
         # the old node's: a copy would share its original's cgroup, and a hostile one that of a service here
         spec["linux"].pop("cgroupsPath", None)
+        if foreign:
+            engines_own.provide(bundle, spec, asked, undo)
         write_json(bundle / "config.json", spec)
         (bundle / "rootfs").mkdir(mode=0o755)
-        rootfs.apply(bundle / "rootfs", full)
+        if full.is_file():
+            rootfs.apply(bundle / "rootfs", full)
+        else:
+            assert options.base is not None
+            options.base(bundle / "rootfs")
+            _apply_diff(bundle / "rootfs", directory)
         return
     try:
         where = bundle / str(read_json(bundle / "config.json")["root"]["path"])
@@ -110,9 +125,16 @@ def _fill_bundle(bundle: Path, directory: Path, options: RestoreOptions, undo: E
         ) from e
     if full.is_file() and not any(where.iterdir()):
         rootfs.apply(where, full)
-    elif diff.is_file() or (directory / "deleted.files").is_file():
-        deleted = directory / "deleted.files"
-        rootfs.apply(where, diff if diff.is_file() else None, deleted if deleted.is_file() else None)
+    else:
+        _apply_diff(where, directory)
+
+
+def _apply_diff(where: Path, directory: Path) -> None:
+    """What the container changed in its base image."""
+    found = [directory / name for name in ("rootfs-diff.tar", "deleted.files")]
+    diff, deleted = (path if path.is_file() else None for path in found)
+    if diff or deleted:
+        rootfs.apply(where, diff, deleted)
 
 
 def _run(

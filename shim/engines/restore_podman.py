@@ -26,12 +26,13 @@ from cryoci.errors import (
     UnsupportedError,
 )
 from cryoci.files import scratch
-from cryoci.shim import cgroup, underlying, untrusted
+from cryoci.shim import cgroup, netns, underlying, untrusted
 from cryoci.shim.config import load
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject
 from cryoci.shim.devices.settle import settle
-from cryoci.shim.engines import wake
+from cryoci.shim.doctor.check import Facts
+from cryoci.shim.engines import engines_own, podman_init, wake
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
 from cryoci.shim.engines.watch import watching
@@ -47,13 +48,19 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     """Restore under podman. Raises RestoreError, ConflictError, NotFoundError; nothing is left then."""
     started = time.monotonic()
     images = str(directory / "checkpoint")
+    foreign = own["engine"] != "podman"
     storage = json.loads(run(["podman", "info", "--format=json"]).stdout)["store"]
     config = untrusted.podman_config(
         read_dump(directory, "config.dump"),
         volumes=storage["volumePath"],
+        made_here=engines_own.KUBELETS if foreign else podman_init.PLACES,
         allow=options.allow,
         injected=inject.carried(images).injected,
     )
+    if foreign:
+        engines_own.stand_in(config["spec"])
+    else:
+        podman_init.settle(config["spec"], Facts())
     config["spec"].setdefault("annotations", {})[MAP_ANNOTATION] = options.device_map
     devices = inject.on_restore(config["spec"], images, load().devices)
     _mount_volumes(config, storage["volumePath"])
@@ -88,7 +95,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
                 argv.append("--ignore-volumes")
             with trace.timed(seconds, "restore"):
                 _import(argv, name, Path(storage["graphRoot"]))
-        made = _running(name, devices)
+        made = _running(name, devices, network=foreign)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
         options.settled()
@@ -262,8 +269,8 @@ def _clean(before: set[str], volumes: set[str]) -> None:
             run(["podman", "volume", "rm", "--", volume], check=False)
 
 
-def _running(name: str, devices: dict[str, Any] | None) -> str:
-    """Id of the restored container, once it has proven to run."""
+def _running(name: str, devices: dict[str, Any] | None, *, network: bool) -> str:
+    """Id of the restored container, once it has proven to run; `network`: its own namespace gets a loopback."""
     for pause in (0.0, 0.2):
         time.sleep(pause)
         asked = run(["podman", "container", "inspect", "--", name], check=False)
@@ -275,6 +282,8 @@ def _running(name: str, devices: dict[str, Any] | None) -> str:
                 hint=f"see `podman logs {name}`: exit code {state.get('ExitCode', 'unknown')}",
             )
     cgroup.gather(int(seen["State"]["Pid"]))  # podman runs a plain crun without us
+    if network:
+        netns.raise_loopback(int(seen["State"]["Pid"]))
     if devices:
         settle(int(seen["State"]["Pid"]), devices)
     return str(seen["Id"])

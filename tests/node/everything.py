@@ -13,6 +13,7 @@ from tests.nodes.node import Node
 
 PORT = 18765
 VOLUME = "everything"
+INIT = "/usr/libexec/podman/catatonit"
 PODMAN = ["podman", "--runtime=cryoci-runtime"]
 OPTIONS = (
     "--tty", "--interactive", f"--publish=127.0.0.1:{PORT}:{workload.PORT}", f"--volume={VOLUME}:/data",
@@ -28,7 +29,7 @@ def give_init(node: Node) -> None:
         f"init-{tree.digest([tree.SUITE, package])}",
         lambda path: tree.mmdebstrap(path, [package], variant="extract"),
     )
-    node.write("/usr/libexec/podman/catatonit", (made / "usr/bin/catatonit").read_bytes(), mode=0o755)
+    node.write(INIT, (made / "usr/bin/catatonit").read_bytes(), mode=0o755)
 
 
 class Container:

@@ -142,6 +142,28 @@ def test_checkpoint_and_annotated_create(place: Place, below: str) -> None:
 
 
 @belows
+def test_restored_by_podman(place: Place, below: str) -> None:
+    """The engine's own archive, by `cryoci restore` alone: without its pod, kubelet and engine."""
+    engine, node = place.engine, place.node
+    if engine.kind.name == "containerd-1":
+        pytest.skip("containerd 1.7 has no checkpoint in its CRI")
+    place.prefer(below)
+    pod = engine.pod(f"leaves-{below}")
+    container = engine.started(pod)
+    before = engine.wait(container, 3)
+    archive = f"/srv/leaves-{engine.kind.name}-{below}.tar"
+    asked = engine.crictl("checkpoint", f"--export={archive}", container, check=False)
+    assert asked.returncode == 0, asked.stderr.decode() + engine.log
+    engine.end(pod, container)
+    said = node.run(["cryoci", "restore", archive, "--detach", "--name", "out"], timeout=120).stderr.decode()
+    assert "restored under podman of this node" in said
+    pid = int(node.sh("podman inspect --format={{.State.Pid}} out"))
+    after = workload.wait(node, before["count"] + 3, pid=pid, timeout=60)
+    assert (after["boot"], after["memory_sha256"]) == (before["boot"], before["memory_sha256"])
+    node.run(["podman", "rm", "--force", "--time=0", "out"])
+
+
+@belows
 def test_restored_by_the_engine(place: Place, below: str) -> None:
     """CRI-O restores when the image of a container is a checkpoint's archive."""
     if place.engine.kind.name != "crio":

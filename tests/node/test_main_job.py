@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.node import everything
 from tests.node.conftest import Site
 from tests.node.subject import (
     KINDS,
@@ -220,4 +221,33 @@ def test_a_connection_survives_at_the_same_address(site: Site, kind: Kind) -> No
     after = subject.wait(before["count"] + 3)
     runs_on(before, after)
     assert after["peer"] == "open" and connections(site.c, port) == sockets
+    subject.remove()
+
+
+@pytest.mark.parametrize(
+    "kind", [KINDS["podman+cryoci-runtime"], KINDS["podman+crun"]], ids=["runc", "crun"]
+)
+def test_an_init_is_that_of_the_other_node(site: Site, kind: Kind) -> None:
+    """`podman run --init`: process 1 is a program of the node, which the other one must have too."""
+    everything.give_init(site.a)
+    subject = site.subject(kind)
+    before = subject.start(options=("--init",))
+    reference = f"{site.registry}/checkpoints/{subject.name}:1"
+    subject.checkpoint(reference)
+    there = subject.on(site.b)
+    site.b.run(["rm", "-f", everything.INIT])
+    clean = leftovers(site.b)
+    said = failing(site.b, ["cryoci", "restore", reference, "--detach"])
+    assert "process 1 is podman's init" in said and "apt-get install catatonit" in said
+    site.b.sh('mkdir -p "${1%/*}" && cp /bin/true "$1"', everything.INIT)
+    said = failing(site.b, ["cryoci", "restore", reference, "--detach"])
+    assert "podman's init (--init, run/podman-init in the container) is another build here" in said
+    assert leftovers(site.b) == clean
+    everything.give_init(site.b)
+    there.restore(reference)
+    runs_on(before, there.wait(before["count"] + 3))
+    assert there.inside("cat", "/proc/1/comm") == "podman-init\n"
+    site.b.run(["podman", "stop", "--time=20", there.name])
+    assert site.b.sh(f"podman inspect --format={{{{.State.ExitCode}}}} {there.name}").strip() == "0"
+    there.remove()
     subject.remove()

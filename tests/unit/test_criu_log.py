@@ -46,6 +46,8 @@ REAL = {
     "no-space.restore": "a file system that the restore writes to is full",
     "perf.dump": "file descriptor 3 (anon anon_inode:[perf_event]) is of a kind that CRIU cannot dump",
     "pid-taken.restore": "the process id 1885, which the container needs, is taken on this node",
+    "podman-init.restore": "podman's init (--init, run/podman-init in the container) is another build here than at "
+    "the checkpoint",
     "port-taken.restore": "a TCP or UDP port of the container is taken on this node",
     "ramfs.dump": "the mount ./root is of a file system that CRIU cannot dump",
     "stdout-host-file.dump": "file descriptor 1 points to /srv/stdout-host-file.log, which is on a file system "
