@@ -85,6 +85,7 @@ class Reader:
         self._chunks = iter(chunks)
         self._view = memoryview(b"")
         self._left = 0  # bytes of the current entry not taken yet
+        self.head = b""  # the header blocks of the current entry
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield entries. Raises ImageError for a tar that is damaged, truncated or of an unknown dialect."""
@@ -122,8 +123,8 @@ class Reader:
             if not sparse or kind == b"S":
                 _refuse_sparse(kind, pax)
             entry = _entry(block, kind, size, pax)
-            self._left = entry.size
-            yield entry, head + block
+            self._left, self.head = entry.size, head + block
+            yield entry, self.head
             pax, head = {}, b""
             if self._left:
                 raise ImageError(f"tar entry {entry.name[:200]!r} was not read to its end")
