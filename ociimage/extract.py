@@ -91,7 +91,7 @@ class Extractor:
             if strange := present.keys() - set(taken):
                 raise ImageError(f"{min(strange)} is there already, and not in this tar")
         except ImageError:
-            if account is not None:
+            if present:
                 self._forget({*taken, *(present.keys() - self._seen)})
             raise
         except OSError as e:
