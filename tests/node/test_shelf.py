@@ -245,6 +245,44 @@ def test_an_image_as_checkpointctl_builds_it(node: NamespaceNode) -> None:
     assert any(c["section"] == "file" and c["subject"] == "1 python3 fd 3" for c in changes)
 
 
+def test_an_archive_becomes_an_image_of_this_nodes(free: NamespaceNode) -> None:
+    """As `checkpointctl build` does: in containers-storage, from where podman restores it without a registry."""
+    before = free.sh("buildah containers -qa")
+    done = cryoci(free, "push", "/srv/podman.tar", "containers-storage:localhost/stored:1")
+    assert done["digest"] in free.sh("buildah images --digests --no-trunc localhost/stored:1")
+    assert free.sh("buildah containers -qa") == before
+    noted = json.loads(free.sh("skopeo inspect --raw containers-storage:localhost/stored:1"))["annotations"]
+    assert noted["org.criu.checkpoint.container.name"] == "web"
+    free.sh(f"{PODMAN} container restore localhost/stored:1", timeout=120)
+    runs_on(saved(free, "web"), workload.wait(free, saved(free, "web")["count"] + 3))
+
+
+def test_diff_of_what_checkpointctl_reads(free: NamespaceNode) -> None:
+    """Two checkpoints of one container: what changed by checkpointctl's own numbers, whose `diff` came after 1.3."""
+    theirs = [
+        json.loads(free.sh(f"checkpointctl inspect --all --format json {path}"))[0]
+        for path in ("/srv/podman.tar", "/srv/later.tar")
+        if free.sh(f"test -e {path} || cryoci pull web:1 {path}") is not None
+    ]
+    ours = cryoci(free, "diff", "--show-unchanged", "/srv/podman.tar", "/srv/later.tar")
+    assert ours["same_container"] == (theirs[0]["id"] == theirs[1]["id"])
+    sizes = [one["checkpoint_size"]["memory_pages_size"] for one in theirs]
+    assert ours["memory"] == sizes[1] - sizes[0]
+
+    def opened(one: dict[str, Any]) -> set[tuple[str, str]]:
+        return {
+            (f"{p['pid']} python3 fd {f['fd'].removeprefix('FD ')}", f["path"])
+            for p in one["file_descriptors"]
+            for f in p["open_files"]
+            if f["type"] == "REG" and f["fd"].removeprefix("FD ").isdigit()
+        }
+
+    files = {c["subject"]: c["kind"] for c in ours["changes"] if c["section"] == "file"}
+    for subject, _ in opened(theirs[0]) & opened(theirs[1]):
+        assert files[subject] in ("same", "changed")  # its position may be another
+    assert {c["kind"] for c in ours["changes"] if c["section"] == "process"} == {"same"}
+
+
 def test_oras_and_buildah_take_cryocis_image(cluster: Cluster, node: NamespaceNode) -> None:
     registry = cluster.registry(node)
     digest = cryoci(node, "copy", "--plain-http", "web:1", f"{registry}/team/web:1")["digest"]
