@@ -29,8 +29,10 @@ _USTAR_SIZE = 8 << 30  # the first size that 11 octal digits cannot hold
 END = b"\0" * (2 * BLOCK)
 
 
-def header(name: str, size: int, kind: bytes = FILE, link: str = "") -> bytes:
+def header(name: str, size: int, kind: bytes = FILE, link: str = "", mode: int | None = None) -> bytes:
     """One entry's header blocks: mtime, uid and gid 0, mode 0600 (directories 0700); PAX only if needed."""
+    if mode is None:
+        mode = 0o700 if kind == DIRECTORY else 0o600
     raw, records = name.encode(), b""
     if len(raw) > 100:
         records += _record("path", raw)
@@ -38,8 +40,8 @@ def header(name: str, size: int, kind: bytes = FILE, link: str = "") -> bytes:
         records += _record("size", str(size).encode())
     blocks = b""
     if records:
-        blocks = _block(b"pax", len(records), b"x", b"") + records + padding(len(records))
-    return blocks + _block(raw[:100], size if size < _USTAR_SIZE else 0, kind, link.encode())
+        blocks = _block(b"pax", len(records), b"x", b"", 0o600) + records + padding(len(records))
+    return blocks + _block(raw[:100], size if size < _USTAR_SIZE else 0, kind, link.encode(), mode)
 
 
 def padding(size: int) -> bytes:
@@ -55,9 +57,10 @@ def _record(key: str, value: bytes) -> bytes:
     return str(length).encode() + body
 
 
-def _block(name: bytes, size: int, kind: bytes, link: bytes) -> bytes:
-    mode = b"0000700" if kind == DIRECTORY else b"0000600"
-    head = name.ljust(100, b"\0") + mode + b"\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
+def _block(name: bytes, size: int, kind: bytes, link: bytes, mode: int) -> bytes:
+    head = (
+        name.ljust(100, b"\0") + b"%07o\0" % mode + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
+    )
     tail = kind + link.ljust(100, b"\0") + b"ustar\x0000" + b"\0" * 64 + b"0000000\0" * 2
     total = sum(head) + sum(tail) + 8 * 32
     return (head + b"%06o\0 " % total + tail).ljust(BLOCK, b"\0")
