@@ -8,6 +8,7 @@ The rule: the engine is given the right bytes, once, or nothing and one typed er
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,35 @@ def test_a_fault_at_every_request_of_a_pull_that_is_taken_up(
         if len(proxy.log) < number:
             break
     assert 4 < number < 50
+
+
+def test_whatever_a_killed_pull_has_left(
+    small: Path, begun: tuple[RegistryRef, Path], tmp_path: Path
+) -> None:
+    """Bytes changed, cut off or doubled anywhere, in journal and files: the result is right all the same."""
+    name, place = begun
+    expected = tree_of(small)
+    chance = random.Random(7)
+    skipped = 0
+    for number in range(60):
+        left = tmp_path / ".out.partial"
+        shutil.copytree(place, left)
+        files = sorted(path for path in left.rglob("*") if path.is_file())
+        for path in chance.sample([left / "journal", *files], chance.randint(1, 2)):
+            data = bytearray(path.read_bytes())
+            at = chance.randrange(len(data)) if data else 0
+            how = chance.randrange(4)
+            if how == 0:
+                data[at : at + 1] = bytes([chance.randrange(256)])
+            elif how == 1:
+                del data[at:]
+            elif how == 2:
+                data[at:at] = data[at : at + chance.randint(1, 2000)]
+            else:
+                data[at : at + 20] = chance.randbytes(20)
+            path.write_bytes(data)
+        skipped += image.pull(name, tmp_path / "out").skipped > 0
+        assert tree_of(tmp_path / "out") == expected, number
+        assert not list(tmp_path.glob(".out*"))
+        shutil.rmtree(tmp_path / "out")
+    assert skipped > 10
