@@ -19,7 +19,8 @@ from cryoci.cli import output
 def command(source: str, target: str, as_json: bool, quiet: bool, **where: Any) -> None:
     """Copy the image SOURCE to TARGET, both NAME, oci:LAYOUT:NAME or HOST/REPO:TAG.
 
-    Nothing is compressed again, so digests stay; blobs that TARGET has are skipped, every other is verified.
+    Nothing is compressed again, so digests stay; blobs that TARGET has are skipped, every other is verified. A copy
+    that was killed goes on where it was.
 
     \b
     Examples:

@@ -16,17 +16,31 @@ from cryoci.cli import output, sealing
 @click.option("--cmd", is_flag=True, help="Compare command lines and environments too. Fetches memory.")
 @click.option("--fetch", is_flag=True, help="Fetch layers that do not say what they hold, however large.")
 @click.option("--show-unchanged", is_flag=True, help="List what is the same, too.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["container", "sizes", "process", "memory", "file", "socket", "mount", "words"]),
+    help="Compare only this; repeatable.",
+)
 @sealing.decrypt_options
 @output.registry_options
 @output.json_option
 def command(
-    before: str, after: str, as_json: bool, cmd: bool, fetch: bool, show_unchanged: bool, **where: Any
+    before: str,
+    after: str,
+    as_json: bool,
+    cmd: bool,
+    fetch: bool,
+    show_unchanged: bool,
+    only: tuple[str, ...],
+    **where: Any,
 ) -> None:
     """Compare BEFORE and AFTER (images, directories, archives): processes, memory, files, sockets, mounts.
 
     \b
     Examples:
       cryoci diff counter:1 counter:2
+      cryoci diff --only file --only socket counter:1 counter:2
       cryoci diff --json ./monday.tar registry.example.com/team/counter:tuesday
     """
     from cryoci.ociimage import difference, reference, report
@@ -42,7 +56,7 @@ def command(
         )
         for text in (before, after)
     )
-    found = difference.compare(first, second, unchanged=show_unchanged)
+    found = difference.compare(first, second, unchanged=show_unchanged, only=only or difference.SECTIONS)
     if as_json:
         output.emit_json(found)
         return
@@ -54,6 +68,9 @@ def command(
                 else "--fetch"
             )
             click.echo(f"{one.reference} has layers that were not fetched: add {add}", err=True)
+    if not found.same_container:
+        names = (f"{one.container['name']} {one.container['id'][:12]}".strip() for one in (first, second))
+        click.echo(output.printable(f"of different containers: {', '.join(names)}"), err=True)
     click.echo(f"memory {found.memory:+d} bytes, in all {found.total:+d} bytes")
     signs = {"added": "+", "removed": "-", "changed": "~", "same": " "}
     for change in found.changes:
@@ -63,3 +80,9 @@ def command(
             else change.after or change.before
         )
         click.echo(output.printable(f"{signs[change.kind]} {change.section} {change.subject}: {arrow}"))
+    totals = [
+        f"{section} {', '.join(f'{counts[kind]} {kind}' for kind in signs if kind in counts)}"
+        for section, counts in found.counts.items()
+        if counts.keys() - {"same"}
+    ]
+    click.echo("; ".join(totals) or "nothing changed")

@@ -11,36 +11,41 @@ from cryoci.cli import output
 
 
 @click.command("list", short_help="List checkpoint images.")
-@click.argument("place", required=False)
+@click.argument("places", metavar="[PLACE]...", nargs=-1)
 @output.registry_options
 @output.json_option
 @output.quiet_option
-def command(place: str | None, as_json: bool, quiet: bool, **where: Any) -> None:
+def command(places: tuple[str, ...], as_json: bool, quiet: bool, **where: Any) -> None:
     """List the images in PLACE: oci:LAYOUT, or HOST/REPO in a registry. Default: the local store.
 
-    Of a directory (./DIR, such as the kubelet's) the checkpoint archives in it are listed.
+    Of directories (./DIR, such as the kubelet's), of which there may be several, the checkpoint archives are listed.
 
     \b
     Examples:
       cryoci list
       cryoci list oci:/backup
       cryoci list --json registry.example.com/team/counter
-      cryoci ls /var/lib/kubelet/checkpoints
+      cryoci ls /var/lib/kubelet/checkpoints /srv/checkpoints
     """
     from cryoci.errors import UsageError
     from cryoci.ociimage import image, reference, shelf
 
-    ref = reference.parse(place) if place else reference.LayoutRef(reference.default_store())
-    if isinstance(ref, reference.DirectoryRef):
-        _archives(shelf.archives(ref.path), as_json=as_json, quiet=quiet)
+    refs = [reference.parse(place) for place in places]
+    directories = [ref.path for ref in refs if isinstance(ref, reference.DirectoryRef)]
+    if directories and len(directories) == len(refs):
+        found = [entry for path in directories for entry in shelf.archives(path)]
+        _archives(found, as_json=as_json, quiet=quiet, places=len(directories))
         return
+    if len(refs) > 1:
+        raise UsageError("only directories are listed together", hint=f"cryoci list {places[0]}")
+    ref = refs[0] if refs else reference.LayoutRef(reference.default_store())
     if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
-        raise UsageError(f"{place} holds no images", hint=f"for an OCI layout write oci:{place}")
-    found = image.list_images(ref, registry_options=output.options(**where))
+        raise UsageError(f"{places[0]} holds no images", hint=f"for an OCI layout write oci:{places[0]}")
+    images = image.list_images(ref, registry_options=output.options(**where))
     if as_json:
-        output.emit_json(found)
+        output.emit_json(images)
     elif quiet:
-        for entry in found:
+        for entry in images:
             click.echo(output.printable(entry.name))
     else:
         output.table(
@@ -56,12 +61,12 @@ def command(place: str | None, as_json: bool, quiet: bool, **where: Any) -> None
                     output.size(entry.raw_size),
                     entry.digest.removeprefix("sha256:")[:12],
                 )
-                for entry in found
+                for entry in images
             ],
         )
 
 
-def _archives(found: Any, *, as_json: bool, quiet: bool) -> None:
+def _archives(found: Any, *, as_json: bool, quiet: bool, places: int) -> None:
     if as_json:
         output.emit_json(found)
     elif quiet:
@@ -78,7 +83,7 @@ def _archives(found: Any, *, as_json: bool, quiet: bool) -> None:
                     entry.engine,
                     entry.checkpointed,
                     output.size(entry.size),
-                    entry.path.name,
+                    entry.path.name if places == 1 else str(entry.path),
                 )
                 for entry in found
             ],

@@ -25,7 +25,8 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
     engines and checkpointctl read it, or a layout or NAME to copy the image to, digests unchanged. Without
     TARGET the image goes to the local store as REPO:TAG.
 
-    The directory appears only when every blob had its digest and every file a place in a checkpoint.
+    The directory appears only when every blob had its digest and every file a place in a checkpoint. A pull that
+    was killed is taken up by the next one of the same image to the same place.
 
     \b
     Examples:
@@ -102,5 +103,8 @@ def _report(result: Any, place: str, size: int, *, as_json: bool, quiet: bool) -
         click.echo(place)
     else:
         speed = output.rate(size, result.seconds)
-        click.echo(f"pulled {place}: {output.size(size)} in {output.seconds(result.seconds)} ({speed})")
+        there = f", {output.size(result.skipped)} were there" if result.skipped else ""
+        click.echo(
+            f"pulled {place}: {output.size(size)} in {output.seconds(result.seconds)} ({speed}){there}"
+        )
         click.echo(f"digest {result.digest}")

@@ -57,7 +57,8 @@ def command(
     (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), which is copied as it is, so that digests stay.
 
     TARGET is HOST/REPO:TAG in a registry, NAME in the local store, or oci:LAYOUT:NAME. It is tagged last and
-    read back; after a failure nothing is tagged.
+    read back; after a failure nothing is tagged. containers-storage:NAME, made by buildah, is among the images of
+    podman and CRI-O on this node.
 
     \b
     Examples:
@@ -65,12 +66,26 @@ def command(
       cryoci push /tmp/podman-export.tar.zst counter:1
       cryoci push --encrypt-to age1... ./checkpoint registry.example.com/team/counter:1
       cryoci push counter:1 registry.example.com/team/counter:1
+      cryoci push /tmp/podman-export.tar containers-storage:localhost/counter:1
       cryoci push --compression zstd:3 -a com.example.ticket=42 ./checkpoint oci:/backup:counter
     """
     from cryoci.errors import UsageError
-    from cryoci.ociimage import image, reference
+    from cryoci.ociimage import buildah, image, reference
 
-    origin, goal = reference.parse(source), reference.parse(target)
+    result: image.PackResult | image.CopyResult
+    origin = reference.parse(source)
+    if target.startswith(buildah.STORAGE):
+        if encrypt_to or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
+            raise UsageError(
+                f"{target} takes a directory or an archive, not encrypted",
+                hint=f"pull {source} to a directory first",
+            )
+        with output.progress(quiet or as_json) as progress, _directory(origin, progress) as directory:
+            name = target.removeprefix(buildah.STORAGE)
+            result = buildah.build(directory, name, annotations=_annotations(annotations))
+        _report(result, as_json=as_json, quiet=quiet)
+        return
+    goal = reference.parse(target)
     if not isinstance(goal, (reference.LayoutRef, reference.RegistryRef)):
         raise UsageError(
             f"{target} is no place for an image", hint="push to HOST/REPO:TAG, NAME or oci:LAYOUT:NAME"
@@ -78,7 +93,6 @@ def command(
     noted = _annotations(annotations)
     recipients = sealing.recipients(encrypt_to)
     options = output.options(**where)
-    result: image.PackResult | image.CopyResult
     with output.progress(quiet or as_json) as progress:
         if isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
             if noted:

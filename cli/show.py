@@ -33,8 +33,12 @@ def command(references: tuple[str, ...], as_json: bool, **where: Any) -> None:
     if as_json:
         output.emit_json([report.overview(one) for one in found])
         return
+    addressed = ["ADDRESS"] if any(one.network for one in found) else []
     output.table(
-        ("CONTAINER", "IMAGE", "ID", "RUNTIME", "CREATED", "CHECKPOINTED", "ENGINE", "MEMORY", "FILES"),
+        (
+            *("CONTAINER", "IMAGE", "ID", "RUNTIME", "CREATED", "CHECKPOINTED", "ENGINE", "MEMORY", "FILES"),
+            *addressed,
+        ),
         [
             (
                 one.container["name"],
@@ -46,6 +50,7 @@ def command(references: tuple[str, ...], as_json: bool, **where: Any) -> None:
                 one.engine,
                 output.size(one.sizes.memory),
                 output.size(one.sizes.rootfs),
+                *(" ".join(word for words in one.network.values() for word in words) for _ in addressed),
             )
             for one in found
         ],

@@ -48,6 +48,9 @@ class Source(Protocol):
     def open(self) -> Iterator[bytes]:
         """The bytes, in chunks."""
 
+    def open_at(self, start: int) -> Iterator[bytes] | None:
+        """The bytes from `start` on; None when they can only be had from the first."""
+
 
 class Bytes:
     """A small Source."""
@@ -61,17 +64,26 @@ class Bytes:
         """The bytes, at once."""
         yield self._data
 
+    def open_at(self, start: int) -> Iterator[bytes]:
+        """The rest of them."""
+        yield self._data[start:]
+
 
 @dataclass(frozen=True)
 class Opened:
-    """A Source made of a function."""
+    """A Source made of a function, or of two when it can be read from any byte on."""
 
     opener: Callable[[], Iterator[bytes]]
     name: str = ""
+    seeker: Callable[[int], Iterator[bytes]] | None = None
 
     def open(self) -> Iterator[bytes]:
         """What the function returns."""
         return self.opener()
+
+    def open_at(self, start: int) -> Iterator[bytes] | None:
+        """What the other returns."""
+        return self.seeker(start) if self.seeker is not None else None
 
 
 class Store(Protocol):
@@ -91,8 +103,8 @@ class Store(Protocol):
     def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """A blob's bytes; raises IntegrityError, at the latest at their end, when they are others."""
 
-    def raw_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """A blob's bytes as they are, for whoever checks them against the descriptor himself."""
+    def raw_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """A blob's bytes from `start` on as they are, for whoever checks them himself."""
 
     def get_manifest(self, reference: str) -> Fetched:
         """A manifest or index by tag or digest. Raises NotFoundError."""

@@ -7,6 +7,7 @@ in pack.py (docs/benchmarks/push.md); the image has one layer and no index. A pu
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.shell import Program
 from cryoci.ociimage.transport import RegistryOptions
 
+STORAGE = "containers-storage:"  # a target of push: the images of podman, buildah and CRI-O on this node
+_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,254}\Z")
 _HINT = "the backend of cryoci itself needs no buildah: leave out --backend"
 
 
@@ -41,25 +44,17 @@ def push(
     store = stores.open_store(ref, options, create=True)
     buildah = Program("buildah")
     image = f"localhost/cryoci-{secrets.token_hex(6)}"
-    container = buildah(["from", "scratch"], hint=_HINT)
+    place = (
+        f"docker://{ref.host}/{ref.repository}:{name}"
+        if isinstance(ref, RegistryRef)
+        else f"oci:{ref.path}:{name}"
+    )
     try:
-        buildah(["add", "--quiet", container, f"{directory}/", "/"], hint=_HINT)
-        flags = [f"--annotation={key}={value}" for key, value in sorted(noted.items())]
-        buildah(["config", *flags, container], hint=_HINT)
-        buildah(["commit", "--quiet", container, image], hint=_HINT)
-        place = (
-            f"docker://{ref.host}/{ref.repository}:{name}"
-            if isinstance(ref, RegistryRef)
-            else f"oci:{ref.path}:{name}"
-        )
+        _commit(buildah, directory, noted, image)
         with store.session():
             buildah(["push", *words, image, place], hint=_HINT)
     finally:
-        for leave in (["rm", container], ["rmi", "--force", image]):
-            try:
-                buildah(leave)
-            except ToolError:
-                continue  # the failure before this one is the one to tell; the image may not be there yet
+        _leave(buildah, ["rmi", "--force", image])
     found = stores.resolve(store, name)
     size = found.manifest.config.size + sum(layer.size for layer in found.manifest.layers)
     return pack.PackResult(
@@ -71,6 +66,48 @@ def push(
         str(ref),
         0,
     )
+
+
+def build(
+    directory: Path,
+    image: str,
+    *,
+    annotations: Mapping[str, str] | None = None,
+    created: datetime | None = None,
+) -> pack.PackResult:
+    """Make the image `image` of containers-storage, which podman and CRI-O of this node restore without a registry.
+
+    Raises UsageError for a bad name, ToolError with buildah's own words; then nothing of it is left.
+    """
+    began = time.monotonic()
+    if not _IMAGE.match(image):
+        raise UsageError(f"bad image name {image!r}", hint=f"write {STORAGE}localhost/NAME:TAG")
+    checkpoint = archive.validate(directory)
+    noted = pack.annotations_of(checkpoint, annotations or {}, created)
+    buildah = Program("buildah")
+    _commit(buildah, directory, noted, image)
+    digest = buildah(["inspect", "--type=image", "--format={{.FromImageDigest}}", image])
+    return pack.PackResult(
+        digest, digest, checkpoint.size, checkpoint.size, time.monotonic() - began, f"{STORAGE}{image}", 0
+    )
+
+
+def _commit(buildah: Program, directory: Path, noted: Mapping[str, str], image: str) -> None:
+    container = buildah(["from", "scratch"], hint=_HINT)
+    try:
+        buildah(["add", "--quiet", container, f"{directory}/", "/"], hint=_HINT)
+        flags = [f"--annotation={key}={value}" for key, value in sorted(noted.items())]
+        buildah(["config", *flags, container], hint=_HINT)
+        buildah(["commit", "--quiet", container, image], hint=_HINT)
+    finally:
+        _leave(buildah, ["rm", container])
+
+
+def _leave(buildah: Program, words: list[str]) -> None:
+    try:
+        buildah(words)
+    except ToolError:
+        pass  # the failure before this one is the one to tell; the image may not be there yet
 
 
 def _compression(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cryoci.errors import CryociError, NotFoundError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, extract, inflate, referrers, stores, unpack
+from cryoci.ociimage import archive, extract, incoming, inflate, referrers, stores
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
@@ -142,14 +142,14 @@ def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]
     """The facts in config.dump, spec.dump and cryoci.json; none when the layer holds memory too or is sealed."""
     if layer.size > MAX_INSPECTED or layer.media_type.endswith(ENCRYPTED):
         return {}
-    unpack.check_type(layer)
+    incoming.check_type(layer)
     with ThreadPoolExecutor(1, "cryoci-inflate") as pool:
-        incoming = inflate.ahead(store.open_blob(layer))
+        chunks = inflate.ahead(store.open_blob(layer))
         try:
-            content = inflate.inflate(incoming, pool, limit=unpack.raw_limit(layer, MAX_METADATA))
+            content = inflate.inflate(chunks, pool, limit=incoming.raw_limit(layer, MAX_METADATA))
             return archive.facts(extract.members(content, archive.DESCRIPTIONS, limit=archive.MAX_JSON))
         finally:
-            incoming.close()
+            chunks.close()
 
 
 def _layer(layer: Descriptor) -> LayerInfo:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from cryoci.errors import ImageError, NotFoundError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, stores, unpack
+from cryoci.ociimage import archive, blob, ctr, extract, incoming, inflate, ociarchive, stores, unpack
 from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
@@ -160,9 +160,9 @@ def _image(
     layers = found.manifest.layers
     result = Contents(directory, digest=found.top.digest)
     with _extractor(directory, keep) as extractor, _pool() as pool:
-        openers = unpack.openers_of(layers, identities) if identities else [iter for _ in layers]
+        openers = incoming.openers_of(layers, identities) if identities else [iter for _ in layers]
         for number, (layer, opener) in enumerate(zip(layers, openers, strict=True)):
-            unpack.check_type(layer)
+            incoming.check_type(layer)
             if layer.media_type.endswith(ENCRYPTED) and not identities:
                 result.complete, result.sealed = False, True
                 continue
@@ -192,14 +192,14 @@ def _fetch(
     layer: Descriptor,
     extractor: extract.Extractor,
     pool: Executor,
-    opener: unpack.Opener,
+    opener: incoming.Opener,
 ) -> None:
-    incoming = inflate.ahead(store.open_blob(layer))
+    chunks = inflate.ahead(store.open_blob(layer))
     try:
-        content = inflate.inflate(opener(incoming), pool, limit=unpack.raw_limit(layer, sys.maxsize))
+        content = inflate.inflate(opener(chunks), pool, limit=incoming.raw_limit(layer, sys.maxsize))
         extractor.extract(content)
     finally:
-        incoming.close()
+        chunks.close()
 
 
 def _overhead(name: str) -> int:
@@ -208,4 +208,4 @@ def _overhead(name: str) -> int:
 
 
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(unpack.WORKERS, "cryoci-inflate")
+    return ThreadPoolExecutor(incoming.WORKERS, "cryoci-inflate")

@@ -137,11 +137,11 @@ def _rootfs(model: Model, dialect: Dialect, done: Converted) -> None:
         if diff is not None or deleted:
             rootfsdiff.to_layer(diff, deleted, target)
     elif diff is not None:
-        gone, opaque = rootfsdiff.from_layer(diff, target)
+        gone, hides_all = rootfsdiff.from_layer(diff, target)
         deleted = [*deleted, *gone]
-        for name in opaque:
+        if hides_all:
             why = "it was emptied and filled anew: what the base image has in it will be visible again"
-            done.lost.append(Lost(f"/{name}", why))
+            done.lost.append(Lost("/", why))
     if deleted and not dialect.whiteouts:
         rootfsdiff.write_deleted(done.directory / "deleted.files", deleted)
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from cryoci.ociimage.criu.processes import Process
 from cryoci.ociimage.report import Report
 
 ADDED, REMOVED, CHANGED, SAME = "added", "removed", "changed", "same"
+SECTIONS = ("container", "sizes", "process", "memory", "file", "socket", "mount", "words")
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,25 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two checkpoints side by side; `memory` is the growth of stored memory in bytes."""
+    """Two checkpoints side by side; `memory` is the growth of stored memory in bytes.
+
+    `same_container` says whether both are of one container, by its id: a container that was restored has another.
+    `counts` has the number of changes by section and kind, those that are the same included.
+    """
 
     before: str
     after: str
+    same_container: bool
     memory: int
     total: int
+    counts: Mapping[str, Mapping[str, int]]
     changes: tuple[Change, ...]
 
 
-def compare(before: Report, after: Report, *, unchanged: bool = False) -> Difference:
-    """The changes from one checkpoint to another; with `unchanged` what is the same is listed too."""
+def compare(
+    before: Report, after: Report, *, unchanged: bool = False, only: Collection[str] = SECTIONS
+) -> Difference:
+    """The changes from one checkpoint to another, of the sections `only`; with `unchanged` what is the same too."""
     changes = [
         *_maps("container", _facts(before), _facts(after)),
         *_maps("sizes", _sizes(before), _sizes(after)),
@@ -46,13 +56,21 @@ def compare(before: Report, after: Report, *, unchanged: bool = False) -> Differ
         *_maps("mount", _mounts(before), _mounts(after)),
         *_maps("words", _words(before), _words(after)),
     ]
+    changes = [change for change in changes if change.section in only]
+    counts = {
+        section: dict(Counter(c.kind for c in changes if c.section == section))
+        for section in SECTIONS
+        if section in only
+    }
     if not unchanged:
         changes = [change for change in changes if change.kind != SAME]
     return Difference(
         before.reference,
         after.reference,
+        before.container["id"] == after.container["id"],
         after.sizes.memory - before.sizes.memory,
         after.sizes.total - before.sizes.total,
+        counts,
         tuple(changes),
     )
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cryoci.errors import ImageError, SpaceError
 from cryoci.ociimage import archive, tar
@@ -31,6 +32,19 @@ HOLE = 128 << 10  # bytes; aligned runs of zeros of this length become holes
 _ZEROS = bytes(HOLE)
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Account(Protocol):
+    """Hears of a tar as it is unpacked; some of it may be on the disk already."""
+
+    def present(self) -> Mapping[str, int]:
+        """The files that are there, and how many of their first bytes."""
+
+    def member(self, name: str, size: int, head: bytes) -> None:
+        """A member whose data is to come: its header blocks, and for a file its name."""
+
+    def written(self, size: int) -> None:
+        """So many bytes more of the tar are done with."""
 
 
 class Extractor:
@@ -60,16 +74,26 @@ class Extractor:
             os.close(fd)
         os.close(self._root)
 
-    def extract(self, chunks: Iterable[bytes], *, folder: str = "") -> int:
+    def extract(self, chunks: Iterable[bytes], *, folder: str = "", account: Account | None = None) -> int:
         """Unpack one tar; returns the bytes of its files. Raises ImageError; SpaceError on a full disk.
 
-        With `folder` all that it holds lies flat, and belongs into that folder (containerd's CRIU layer).
+        With `folder` all that it holds lies flat, and belongs into that folder (containerd's CRIU layer). What the
+        `account` says to be present is left as it is, and removed with the others of this tar on an ImageError.
         """
         total = 0
-        reader = tar.Reader(_checked(chunks))
+        checked = _checked(chunks)
+        reader = tar.Reader(checked if account is None else _followed(checked, account))
+        present = dict(account.present()) if account is not None else {}
+        taken: list[str] = []
         try:
             for entry in reader:
-                total += self._member(entry, reader, folder)
+                total += self._member(entry, reader, folder, account, present, taken)
+            if strange := present.keys() - set(taken):
+                raise ImageError(f"{min(strange)} is there already, and not in this tar")
+        except ImageError:
+            if present:
+                self._forget({*taken, *(present.keys() - self._seen)})
+            raise
         except OSError as e:
             if e.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise SpaceError(
@@ -78,8 +102,18 @@ class Extractor:
             raise
         return total
 
-    def _member(self, entry: tar.Entry, reader: tar.Reader, within: str) -> int:
+    def _member(
+        self,
+        entry: tar.Entry,
+        reader: tar.Reader,
+        within: str,
+        account: Account | None,
+        present: Mapping[str, int],
+        taken: list[str],
+    ) -> int:
         name = _normal(entry.name)
+        if account is not None:
+            account.member(name if entry.kind == tar.FILE else "", entry.size, reader.head)
         if within and name.rstrip("/") not in ("", "."):
             name = f"{within}/{name}"
         if entry.kind == tar.DIRECTORY:
@@ -93,6 +127,7 @@ class Extractor:
             if entry.link.rstrip("/") != archive.PARENT_TARGET:
                 raise ImageError(f"the image holds a link {archive.PARENT} to {entry.link[:200]!r}")
             self._once(name)
+            taken.append(name)
             os.symlink(archive.PARENT_TARGET, "parent", dir_fd=self._folder("checkpoint"))
             return 0
         if entry.kind != tar.FILE:
@@ -102,6 +137,7 @@ class Extractor:
         if not archive.allowed(name):
             raise archive.unknown(entry.name)
         self._once(name)
+        taken.append(name)
         self.sizes[name] = entry.size
         if self._keep is not None and not self._keep(name):
             for _ in reader.data():
@@ -113,12 +149,26 @@ class Extractor:
                 f"the checkpoint's descriptions are too large: {name} is {entry.size} bytes more"
             )
         folder, slash, base = name.rpartition("/")
-        fd = os.open(base, _FILE_FLAGS, 0o600, dir_fd=self._folder(folder) if slash else self._root)
+        at = self._folder(folder) if slash else self._root
+        have = present.get(name, 0)
+        fd = _reopen(base, have, at) if have else _create(base, at)
         try:
-            _write(fd, reader.data(), entry.size)
+            _write(fd, _after(reader.data(), have), entry.size, have)
         finally:
             os.close(fd)
         return entry.size
+
+    def _forget(self, names: Iterable[str]) -> None:
+        """Remove files that were made, so that they may come again."""
+        for name in names:
+            folder, slash, base = name.rpartition("/")
+            try:
+                os.unlink(base, dir_fd=self._folder(folder) if slash else self._root)
+            except FileNotFoundError:
+                pass
+            with self._lock:
+                self._seen.discard(name)
+                self.sizes.pop(name, None)
 
     def _once(self, name: str) -> None:
         with self._lock:
@@ -161,9 +211,44 @@ def _normal(name: str) -> str:
     return name.removeprefix("./")
 
 
-def _write(fd: int, pieces: Iterable[memoryview], size: int) -> None:
-    """Write a file of `size` bytes, leaving holes where whole blocks are zero."""
-    offset = 0
+def _create(base: str, at: int) -> int:
+    try:
+        return os.open(base, _FILE_FLAGS, 0o600, dir_fd=at)
+    except FileExistsError as e:  # of a layer that is taken up, and has not come to it yet
+        raise ImageError(f"the image holds {base!r} twice") from e
+
+
+def _reopen(base: str, have: int, at: int) -> int:
+    """A file that an earlier pull had begun, cut to the `have` bytes of it that count."""
+    try:
+        fd = os.open(base, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    except OSError as e:
+        raise ImageError(f"what there was of {base} is gone: {e.strerror}") from e
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(fd)
+        raise ImageError(f"what there was of {base} is no longer a file of its own")
+    os.ftruncate(fd, have)
+    return fd
+
+
+def _after(pieces: Iterable[memoryview], count: int) -> Iterator[memoryview]:
+    """`pieces` without their first `count` bytes."""
+    for piece in pieces:
+        skipped = min(count, len(piece))
+        count -= skipped
+        if skipped < len(piece):
+            yield piece[skipped:]
+
+
+def _followed(chunks: Iterable[bytes], account: Account) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        account.written(len(chunk))
+
+
+def _write(fd: int, pieces: Iterable[memoryview], size: int, offset: int = 0) -> None:
+    """Write a file of `size` bytes from `offset` on, leaving holes where whole blocks are zero."""
     for piece in pieces:
         start = 0
         while start < len(piece):

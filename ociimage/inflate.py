@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor
 
 from cryoci.errors import ImageError, SpaceError
@@ -18,13 +18,19 @@ _AHEAD = 4  # chunks that wait between the reader's thread and the consumer
 
 
 def inflate(
-    chunks: Iterable[bytes], pool: Executor, *, limit: int, room: int | None = None
+    chunks: Iterable[bytes],
+    pool: Executor,
+    *,
+    limit: int,
+    room: int | None = None,
+    ended: Callable[[int, int], None] | None = None,
 ) -> Iterator[bytes]:
     """The uncompressed content of `chunks` (zstd, gzip or plain), at most `limit` bytes of it.
 
     Always reads `chunks` to the end, so that whatever verifies them gets to speak. Raises ImageError when
     the stream is damaged or passes `limit`: a small blob that grows without end is an attack on the disk.
-    Raises SpaceError when it passes `room`, the bytes that the disk has for it.
+    Raises SpaceError when it passes `room`, the bytes that the disk has for it. `ended` hears of places from which
+    `chunks` can be read alone: how many bytes of them, and of the content, lie before it.
     """
     source = iter(chunks)
     first = b""
@@ -32,11 +38,11 @@ def inflate(
         first += more
     joined = _chain(first, source)
     if first[:4] == zstd.MAGIC or (first[1:4] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
-        content = zstd.decompress(joined, pool)
+        content = zstd.decompress(joined, pool, ended)
     elif first[:2] == _GZIP:
         content = _gunzip(joined)
     else:
-        content = joined
+        content = joined if ended is None else plain(joined, ended)
     total = 0
     for piece in content:
         total += len(piece)
@@ -53,6 +59,15 @@ def inflate(
         yield piece
     for _ in source:
         raise ImageError("a layer goes on after its end")
+
+
+def plain(chunks: Iterable[bytes], ended: Callable[[int, int], None]) -> Iterator[bytes]:
+    """`chunks`, which are their own content; `ended` is as in `inflate`."""
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        ended(total, total)
+        yield chunk
 
 
 def ahead(chunks: Iterable[bytes]) -> Generator[bytes, None, None]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An OCI image layout (image-spec v1.1 image-layout.md) as a store that survives crashes and neighbours.
 
-Blobs are written to a temporary name, synced and renamed. index.json changes only under the lock file
+Blobs are written to a temporary name, synced and renamed; one whose digest is known, to a name with that digest,
+so that what a killed process had of it is taken up. index.json changes only under the lock file
 `.index.lock`. Whoever adds blobs holds `.blobs.lock` shared; collection takes it exclusively, so that it
 never removes a blob whose index entry is still to come.
 """
@@ -18,7 +19,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cryoci import files
 from cryoci.errors import ImageError, NotFoundError, PrivilegeError, SpaceError
@@ -101,28 +102,22 @@ class Layout:
     def put_blob(
         self, source: blob.Source, expected: Descriptor | None, advance: Callable[[int], None]
     ) -> blob.Stored:
-        """Store a blob: temporary name, fsync, rename. Raises IntegrityError, SpaceError."""
+        """Store a blob: temporary name, fsync, rename. Raises IntegrityError, SpaceError.
+
+        What a put of `expected` that was killed had written is hashed again, and the rest of `source` added.
+        """
         if expected is not None and self.has_blob(expected.digest, expected.size):
             advance(expected.size)
             return blob.Stored(expected.digest, expected.size, 0)
-        temporary = self._blobs / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-        digest, size = blob.Digest(), 0
+        temporary, file = self._temporary(expected)
         try:
-            with open(temporary, "xb", buffering=0) as file:
-                os.fchmod(file.fileno(), 0o600)
-                for chunk in source.open():
-                    digest.update(chunk)
-                    view = memoryview(chunk)
-                    while view:
-                        view = view[file.write(view) :]
-                    size += len(chunk)
-                    advance(len(chunk))
+            with file:
+                name, size, had = _fill(file, source, expected, advance)
                 os.fsync(file.fileno())
-            name = digest.result()
-            if expected is not None:
-                blob.check(name, size, expected)
-            known = self.has_blob(name, size)
-            os.rename(temporary, self._file(name))
+                if expected is not None:
+                    blob.check(name, size, expected)
+                known = self.has_blob(name, size)
+                os.rename(temporary, self._file(name))
             files.sync_directory(self._blobs)
         except BaseException as e:
             temporary.unlink(missing_ok=True)
@@ -132,20 +127,44 @@ class Layout:
                     hint="remove old images (cryoci rm, cryoci gc), or give another place",
                 ) from e
             raise
-        return blob.Stored(name, size, 0 if known else size)
+        return blob.Stored(name, size, 0 if known else size - had)
+
+    def _temporary(self, expected: Descriptor | None) -> tuple[Path, BinaryIO]:
+        """A file for a blob to come, locked: that which a killed process has left of it, else a new one."""
+        if expected is not None:
+            path = self._blobs / f"{_TEMPORARY}{self._file(expected.digest).name}"
+            try:
+                file = os.fdopen(_regular(os.fspath(path), os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+            except ImageError:
+                pass  # not ours
+            else:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # who had the lock until now may have given the file its name
+                    if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(file.fileno())):
+                        os.fchmod(file.fileno(), 0o600)
+                        return path, file
+                except (BlockingIOError, FileNotFoundError):
+                    pass
+                file.close()
+        path = self._blobs / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+        file = open(path, "x+b", buffering=0)  # noqa: SIM115
+        os.fchmod(file.fileno(), 0o600)
+        return path, file
 
     def open_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """A blob's bytes, verified at their end."""
         return blob.verified(self.raw_blob(descriptor), descriptor)
 
-    def raw_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """A blob's bytes, not verified: for `put_blob` of another store, which does that."""
+    def raw_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """A blob's bytes from `start` on, not verified: for whoever does that himself."""
         digest = descriptor.digest
         try:
             file = open(self._file(digest), "rb", buffering=0, opener=_regular)  # noqa: SIM115
         except FileNotFoundError as e:
             raise ImageError(f"{self.path} lacks blob {digest}", hint="push or pull the image again") from e
         with file:
+            file.seek(start)
             while chunk := file.read(blob.CHUNK):
                 yield chunk
 
@@ -298,6 +317,43 @@ class Layout:
             yield
         finally:
             os.close(fd)
+
+
+def _fill(
+    file: BinaryIO, source: blob.Source, expected: Descriptor | None, advance: Callable[[int], None]
+) -> tuple[str, int, int]:
+    """Write `source` to `file`; returns digest, size, and how much of it `file` had begun with already."""
+    had = os.fstat(file.fileno()).st_size if expected is not None else 0
+    rest = source.open_at(had) if expected is not None and 0 < had < expected.size else None
+    if rest is not None:
+        digest, size = blob.Digest(), 0
+        while chunk := file.read(blob.CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            advance(len(chunk))
+        size += _append(file, rest, digest, advance)
+        if expected is not None and (digest.result(), size) == (expected.digest, expected.size):
+            return expected.digest, size, had
+        advance(-size)
+    os.ftruncate(file.fileno(), 0)
+    file.seek(0)
+    digest = blob.Digest()
+    size = _append(file, source.open(), digest, advance)
+    return digest.result(), size, 0
+
+
+def _append(
+    file: BinaryIO, chunks: Iterator[bytes], digest: blob.Digest, advance: Callable[[int], None]
+) -> int:
+    size = 0
+    for chunk in chunks:
+        digest.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[file.write(view) :]
+        size += len(chunk)
+        advance(len(chunk))
+    return size
 
 
 def _small(path: Path, limit: int) -> bytes:

@@ -142,10 +142,10 @@ class Registry:
         """Download a blob, verified; a lost connection is taken up again where it broke (Range)."""
         return blob.verified(self.raw_blob(descriptor), descriptor)
 
-    def raw_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """A blob's bytes, not verified: for `put_blob` of another store, which does that."""
+    def raw_blob(self, descriptor: Descriptor, start: int = 0) -> Iterator[bytes]:
+        """A blob's bytes from `start` on, not verified: for whoever does that himself."""
         url, what = f"{self._path}/blobs/{descriptor.digest}", f"download blob {descriptor.digest}"
-        offset, tries = 0, 0
+        offset, tries = start, 0
         while True:
             headers = {"Range": f"bytes={offset}-"} if offset else {}
             answer = self.transport.request(
@@ -153,7 +153,7 @@ class Registry:
             )
             # a registry without ranges sends all of it again: what we have already is read and dropped
             drop = offset if answer.status_code == 200 else 0
-            start = offset - drop
+            base = offset - drop
             try:
                 while drop and (skipped := answer.raw.read(min(drop, blob.CHUNK))):
                     drop -= len(skipped)
@@ -163,7 +163,7 @@ class Registry:
                     if offset > descriptor.size:
                         return
                 length = answer.headers.get("Content-Length")
-                if offset >= descriptor.size or length is None or offset == start + int(length):
+                if offset >= descriptor.size or length is None or offset == base + int(length):
                     return  # all that the registry has; whoever verifies it says what is wrong
                 reason = "it ended early"
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:

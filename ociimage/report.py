@@ -136,6 +136,7 @@ def overview(found: Report) -> dict[str, Any]:
         "created": found.created,
         "checkpointed": found.checkpointed,
         "engine": found.engine,
+        "network": found.network,
         "sizes": found.sizes,
     }
 
@@ -275,13 +276,12 @@ def _network(found: contents.Contents) -> dict[str, tuple[str, ...]]:
         words = []
         for interface in interfaces.values() if isinstance(interfaces, dict) else ():
             if isinstance(interface, dict):
-                subnets = interface.get("subnets")
-                words += (
-                    [str(subnet.get("ipnet")) for subnet in subnets if isinstance(subnet, dict)]
-                    if isinstance(subnets, list)
-                    else []
-                )
+                subnets = _objects(interface.get("subnets"))
+                words += [_string(subnet, "ipnet") for subnet in subnets]
                 words.append(_string(interface, "mac_address"))
+                words += [
+                    f"gateway {gateway}" for subnet in subnets if (gateway := _string(subnet, "gateway"))
+                ]
         result[network] = tuple(word for word in words if word)
     return result
 

@@ -3,6 +3,11 @@
 
 Deletions are a JSON list of paths in the one and empty `.wh.NAME` entries in the other (image-spec
 layer.md, "Whiteouts"). File content is never unpacked: entries pass as the bytes that they are.
+
+A layer may also say of a directory that nothing below shows through (`.wh..wh..opq`). The other form has no word for
+that, and needs none: whoever unpacks it (containers/storage archive.Unpack, shim/rootfs.py) has a file replace a
+directory with all that is in it, and a directory replace a file. So a file and then a directory of that name come
+first.
 """
 
 from __future__ import annotations
@@ -59,34 +64,53 @@ def to_layer(diff: Path | None, deleted: Sequence[str], out: Path) -> None:
         file.write(zipper.flush())
 
 
-def from_layer(layer: Path, out: Path) -> tuple[list[str], list[str]]:
+def from_layer(layer: Path, out: Path) -> tuple[list[str], bool]:
     """Write the entries of a layer that are no whiteouts to the tar `out`.
 
-    Returns what the layer deletes, and the directories that it makes opaque, whose lower content only the
-    base image knows. Raises ImageError. `out` is not made when the layer holds nothing else.
+    Returns what the layer deletes, and whether it hides all of the base image, which the tar cannot say. Raises
+    ImageError. `out` is not made when the layer holds nothing else.
     """
-    deleted: list[str] = []
-    opaque: list[str] = []
-    written = 0
+    deleted, cleared, hides_all = _whiteouts(layer)
+    written = len(cleared)
     with open(out, "xb") as file:
+        for name in cleared:
+            file.write(tar.header(name, 0) + tar.header(f"{name}/", 0, tar.DIRECTORY, mode=0o755))
         for name, head, data in _entries(layer):
-            folder, _, base = name.rstrip("/").rpartition("/")
-            if base == OPAQUE:
-                opaque.append(_safe(folder) if folder.strip("./") else "")
-            elif base.startswith(WHITEOUT):
-                deleted.append(_safe(f"{folder}/{base.removeprefix(WHITEOUT)}"))
-            else:
-                file.write(head)
-                size = sum(file.write(piece) for piece in data)
-                file.write(tar.padding(size))
-                written += 1
+            if name.rstrip("/").rpartition("/")[2].startswith(WHITEOUT):
                 continue
-            for _ in data:
-                pass
+            file.write(head)
+            size = sum(file.write(piece) for piece in data)
+            file.write(tar.padding(size))
+            written += 1
         file.write(tar.END)
     if not written:
         out.unlink()
-    return deleted, opaque
+    return deleted, hides_all
+
+
+def _whiteouts(layer: Path) -> tuple[list[str], list[str], bool]:
+    """What a layer deletes, the directories that it clears (parents first), and whether it clears the root.
+
+    A name that is deleted and made anew is replaced by what is made; if that is a directory, it is cleared.
+    """
+    deleted: dict[str, None] = {}
+    opaque: set[str] = set()
+    made: set[str] = set()  # directories, and what other entries lie in
+    files: set[str] = set()
+    for name, _, _ in _entries(layer):
+        folder, _, base = name.rstrip("/").rpartition("/")
+        if base == OPAQUE:
+            opaque.add(_safe(folder) if folder.strip("./") else "")
+        elif base.startswith(WHITEOUT):
+            deleted[_safe(f"{folder}/{base.removeprefix(WHITEOUT)}")] = None
+        elif name.strip("./"):
+            path = _safe(name)
+            (made if name.endswith("/") else files).add(path)
+            while "/" in path and (path := path.rpartition("/")[0]) not in made:
+                made.add(path)
+    cleared = sorted((opaque | (deleted.keys() & made)) - {""})
+    gone = [name for name in deleted if name not in made and name not in files]
+    return gone, cleared, "" in opaque
 
 
 def is_empty(path: Path) -> bool:
@@ -116,5 +140,5 @@ def _safe(name: str) -> str:
     """A path of the container relative to its root. Raises ImageError for one that leads out, or nowhere."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or ".." in parts or "\0" in name or len(name) > 4096:
-        raise ImageError(f"the checkpoint deletes {name[:200]!r}, which is no path of a container")
+        raise ImageError(f"the checkpoint changes {name[:200]!r}, which is no path of a container")
     return "/".join(parts)

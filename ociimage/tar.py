@@ -29,8 +29,10 @@ _USTAR_SIZE = 8 << 30  # the first size that 11 octal digits cannot hold
 END = b"\0" * (2 * BLOCK)
 
 
-def header(name: str, size: int, kind: bytes = FILE, link: str = "") -> bytes:
+def header(name: str, size: int, kind: bytes = FILE, link: str = "", mode: int | None = None) -> bytes:
     """One entry's header blocks: mtime, uid and gid 0, mode 0600 (directories 0700); PAX only if needed."""
+    if mode is None:
+        mode = 0o700 if kind == DIRECTORY else 0o600
     raw, records = name.encode(), b""
     if len(raw) > 100:
         records += _record("path", raw)
@@ -38,8 +40,8 @@ def header(name: str, size: int, kind: bytes = FILE, link: str = "") -> bytes:
         records += _record("size", str(size).encode())
     blocks = b""
     if records:
-        blocks = _block(b"pax", len(records), b"x", b"") + records + padding(len(records))
-    return blocks + _block(raw[:100], size if size < _USTAR_SIZE else 0, kind, link.encode())
+        blocks = _block(b"pax", len(records), b"x", b"", 0o600) + records + padding(len(records))
+    return blocks + _block(raw[:100], size if size < _USTAR_SIZE else 0, kind, link.encode(), mode)
 
 
 def padding(size: int) -> bytes:
@@ -55,9 +57,10 @@ def _record(key: str, value: bytes) -> bytes:
     return str(length).encode() + body
 
 
-def _block(name: bytes, size: int, kind: bytes, link: bytes) -> bytes:
-    mode = b"0000700" if kind == DIRECTORY else b"0000600"
-    head = name.ljust(100, b"\0") + mode + b"\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
+def _block(name: bytes, size: int, kind: bytes, link: bytes, mode: int) -> bytes:
+    head = (
+        name.ljust(100, b"\0") + b"%07o\0" % mode + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
+    )
     tail = kind + link.ljust(100, b"\0") + b"ustar\x0000" + b"\0" * 64 + b"0000000\0" * 2
     total = sum(head) + sum(tail) + 8 * 32
     return (head + b"%06o\0 " % total + tail).ljust(BLOCK, b"\0")
@@ -85,6 +88,7 @@ class Reader:
         self._chunks = iter(chunks)
         self._view = memoryview(b"")
         self._left = 0  # bytes of the current entry not taken yet
+        self.head = b""  # the header blocks of the current entry
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield entries. Raises ImageError for a tar that is damaged, truncated or of an unknown dialect."""
@@ -122,8 +126,8 @@ class Reader:
             if not sparse or kind == b"S":
                 _refuse_sparse(kind, pax)
             entry = _entry(block, kind, size, pax)
-            self._left = entry.size
-            yield entry, head + block
+            self._left, self.head = entry.size, head + block
+            yield entry, self.head
             pax, head = {}, b""
             if self._left:
                 raise ImageError(f"tar entry {entry.name[:200]!r} was not read to its end")

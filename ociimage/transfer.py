@@ -62,7 +62,8 @@ def copy(
             seen.done(token)
             return blob.Stored(part.digest, part.size, 0)
         # put_blob checks every byte against `part`; hashing here too would only cost time
-        readable = blob.Opened(lambda: stop.guard(origin.raw_blob(part)))
+        read = lambda start=0: stop.guard(origin.raw_blob(part, start))  # noqa: E731
+        readable = blob.Opened(read, seeker=read)
         stored = store.put_blob(readable, part, lambda n: seen.advance(token, n))
         seen.done(token)
         return stored

@@ -1,31 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an image or an engine's archive to a checkpoint directory: verified, staged, renamed in place.
 
-Everything goes to a sibling directory first; it takes its name only after every digest was checked and the
-result validated. On any error nothing is left.
+Everything goes to a sibling directory first (partial.py); it takes its name only after every digest was checked and
+the result validated. On any error nothing is left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryoci import files
-from cryoci.errors import ConflictError, ImageError, NotFoundError, PrivilegeError, UsageError
+from cryoci.errors import ImageError, NotFoundError, PrivilegeError, UsageError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, parallel, stores
+from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, partial, stores
+from cryoci.ociimage.incoming import WORKERS, Incoming, Wanted, openers_of, room
 from cryoci.ociimage.layout import Layout
-from cryoci.ociimage.manifest import ENCRYPTED, INDEX_TYPES, LAYER_TYPES, MAX_MANIFEST, Descriptor, Index
+from cryoci.ociimage.manifest import ENCRYPTED, INDEX_TYPES, MAX_MANIFEST, Index
 from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import ArchiveRef, LayoutRef, RegistryRef
 from cryoci.ociimage.registry import Registry
@@ -34,16 +32,16 @@ from cryoci.ociimage.transport import RegistryOptions
 if TYPE_CHECKING:
     from cryoci.ociimage.seal.keyring import Identities
 
-Opener = Callable[[Iterable[bytes]], Iterator[bytes]]  # from a blob to what is compressed in it
-WORKERS = 2  # decompressing threads
 LOADED = "loaded"  # the name of the one image of a saved archive, in its scratch layout
 Gate = Callable[[blob.Store | None, str | None], None]
-RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
 
 
 @dataclass(frozen=True)
 class PulledImage:
-    """A checkpoint directory that was made: `size` bytes fetched, `raw_size` bytes of files."""
+    """A checkpoint directory that was made, of `size` bytes of blobs and `raw_size` bytes of files.
+
+    `skipped` bytes of the blobs were not fetched, because a pull that was killed had.
+    """
 
     directory: Path
     digest: str
@@ -54,6 +52,7 @@ class PulledImage:
     reference: str
     annotations: Mapping[str, str]
     checkpoint: archive.Checkpoint
+    skipped: int = 0
 
 
 def pull(
@@ -68,8 +67,9 @@ def pull(
     """Unpack `ref` to `directory`, which must not exist (or be an empty directory).
 
     `gate` is called with the store and the image's digest (for an archive with None twice) before anything is
-    fetched, and refuses by raising. `identities` open what is encrypted. Raises ConflictError, NotFoundError,
-    IntegrityError, ImageError, TrustError, SpaceError, RegistryError.
+    fetched, and refuses by raising. `identities` open what is encrypted. What a pull of the same that was killed
+    had fetched is taken up, unless it is encrypted. Raises ConflictError, NotFoundError, IntegrityError, ImageError,
+    TrustError, SpaceError, RegistryError.
     """
     began = time.monotonic()
     if isinstance(ref, ArchiveRef):
@@ -88,13 +88,17 @@ def pull(
             f"{ref} is an image, but not of a checkpoint: it has none of the checkpoint annotations",
             hint="images made with buildah need --annotation org.criu.checkpoint.container.name=NAME",
         )
-    stores.read_config(store, found.manifest)
+    diff_ids = stores.read_config(store, found.manifest).diff_ids
     layers = found.manifest.layers
     openers = openers_of(layers, identities)
-    with staged(directory) as stage:
-        with extract.Extractor(stage) as extractor, ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool:
-            _get_layers(store, layers, openers, extractor, pool, stage, progress or Silent())
-        checkpoint = archive.validate(stage)
+    wanted = [Wanted(i, *parts) for i, parts in enumerate(zip(layers, openers, diff_ids, strict=True))]
+    # no digest of what is to stay secret is in the image, so what was decrypted before cannot be verified again
+    sealed = any(layer.media_type.endswith(ENCRYPTED) for layer in layers)
+    again = isinstance(store, Registry) and not sealed and not files.passing(directory)
+    with partial.opened(directory, found.manifest_digest if again else "") as stage:
+        with extract.Extractor(stage.files) as extractor:
+            skipped = Incoming(store, stage, extractor, progress or Silent()).get(wanted)
+        checkpoint = archive.validate(stage.files)
     return PulledImage(
         directory,
         found.top.digest,
@@ -105,96 +109,8 @@ def pull(
         str(ref),
         noted,
         replace(checkpoint, path=directory),
+        skipped,
     )
-
-
-@contextmanager
-def staged(directory: Path) -> Iterator[Path]:
-    """A private sibling directory that becomes `directory` when the block ends well, else vanishes."""
-    if directory.is_symlink() or (
-        directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-    ):
-        raise ConflictError(
-            f"{directory} exists and is not an empty directory", hint="name another, or remove it"
-        )
-    if directory.name in ("", ".."):
-        raise UsageError(f"{directory} cannot be made", hint="name the directory to make")
-    stage = directory.parent / f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        stage.mkdir(mode=0o700)
-    except PermissionError as e:
-        raise PrivilegeError(
-            f"cannot write in {directory.parent}", hint="run as root, or name another place"
-        ) from e
-    try:
-        yield stage
-        os.rename(stage, directory)
-        files.sync_directory(directory.parent)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
-
-
-def raw_limit(descriptor: Descriptor, room: int) -> int:
-    """The most bytes a layer's tar may have: what it says itself, and never more than there is room for."""
-    said = descriptor.annotations.get(families.LAYER_RAW_SIZE, "")
-    return min(room, int(said)) if said.isascii() and said.isdigit() and len(said) < 18 else room
-
-
-def check_type(layer: Descriptor) -> None:
-    """Raise ImageError for a layer that is no tar."""
-    if layer.media_type.removesuffix(ENCRYPTED) not in LAYER_TYPES:
-        raise ImageError(f"layer {layer.digest} is of type {layer.media_type[:100]!r}")
-
-
-def openers_of(layers: Sequence[Descriptor], identities: Identities | None) -> Sequence[Opener]:
-    """What makes each blob the compressed tar that it holds. Raises TrustError when no identity opens it."""
-    for layer in layers:
-        check_type(layer)
-    if not any(layer.media_type.endswith(ENCRYPTED) for layer in layers):
-        return [iter for _ in layers]
-    # imported here, because an image in the clear needs no cryptography
-    from cryoci.ociimage.seal.layers import openers
-
-    return openers(layers, identities)
-
-
-def _room(stage: Path) -> int:
-    space = os.statvfs(stage)
-    return max(0, space.f_bavail * space.f_frsize - RESERVE)
-
-
-def _get_layers(
-    store: Layout | Registry,
-    layers: Sequence[Descriptor],
-    openers: Sequence[Opener],
-    extractor: extract.Extractor,
-    pool: Executor,
-    stage: Path,
-    progress: Progress,
-) -> None:
-    def get(work: tuple[Descriptor, Opener], stop: parallel.Stop) -> None:
-        layer, opener = work
-        token = progress.start(layer.annotations.get(families.LAYER_KIND, layer.digest[7:19]), layer.size)
-        incoming = inflate.ahead(_told(stop.guard(store.open_blob(layer)), progress, token))
-        try:
-            extractor.extract(
-                inflate.inflate(
-                    opener(incoming), pool, limit=raw_limit(layer, sys.maxsize), room=_room(stage)
-                )
-            )
-        finally:
-            incoming.close()
-        progress.done(token)
-
-    parallel.each(get, list(zip(layers, openers, strict=True)))
-
-
-def _told(chunks: Iterator[bytes], progress: Progress, token: object) -> Iterator[bytes]:
-    for chunk in chunks:
-        progress.advance(token, len(chunk))
-        yield chunk
 
 
 def _annotations(checkpoint: archive.Checkpoint) -> dict[str, str]:
@@ -229,9 +145,9 @@ def _unpack_layout(
             inner = pull(LayoutRef(layout.path, LOADED), directory, identities=identities)
             return replace(inner, reference=str(ref))
         digest = layout.get_manifest(LOADED).digest
-        with staged(directory) as stage:
-            ctr.unpack(layout, index, stage)
-            checkpoint = archive.validate(stage)
+        with partial.opened(directory) as stage:
+            ctr.unpack(layout, index, stage.files)
+            checkpoint = archive.validate(stage.files)
             noted = _annotations(checkpoint)
     return PulledImage(
         directory,
@@ -264,17 +180,18 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
     with file:
         size = os.fstat(file.fileno()).st_size
         token = progress.start(ref.path.name, size)
-        with staged(directory) as stage:
+        with partial.opened(directory) as stage:
             incoming = inflate.ahead(read())
             try:
                 with (
-                    extract.Extractor(stage) as extractor,
+                    extract.Extractor(stage.files) as extractor,
                     ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool,
                 ):
-                    extractor.extract(inflate.inflate(incoming, pool, limit=sys.maxsize, room=_room(stage)))
+                    content = inflate.inflate(incoming, pool, limit=sys.maxsize, room=room(stage.files))
+                    extractor.extract(content)
             finally:
                 incoming.close()
-            checkpoint = archive.validate(stage)
+            checkpoint = archive.validate(stage.files)
             noted = _annotations(checkpoint)
     progress.done(token)
     name = f"sha256:{digest.hexdigest()}"

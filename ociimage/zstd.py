@@ -31,13 +31,27 @@ def frame_compressor(level: int) -> Callable[[memoryview], bytes]:
     return lambda data: compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
 
 
-def decompress(chunks: Iterable[bytes], pool: Executor) -> Iterator[bytes]:
+def decompress(
+    chunks: Iterable[bytes], pool: Executor, ended: Callable[[int, int], None] | None = None
+) -> Iterator[bytes]:
     """The content of a zstd stream; frames of moderate, known size are opened in parallel.
 
-    Memory stays within a few MAX_FRAME whatever the headers claim. Raises ImageError.
+    `ended` hears at the end of such a frame how many bytes of `chunks`, and of content, there are up to it, before its
+    content is given. Memory stays within a few MAX_FRAME whatever the headers claim. Raises ImageError.
     """
-    pending: deque[Future[bytes]] = deque()
+    pending: deque[tuple[Future[bytes], int]] = deque()
     buffer = _Buffer(chunks)
+    given = 0
+
+    def take() -> bytes:
+        nonlocal given
+        future, end = pending.popleft()
+        content = future.result()
+        given += len(content)
+        if ended is not None:
+            ended(end, given)
+        return content
+
     try:
         while buffer.have(4):
             number = int.from_bytes(buffer.peek(4), "little")
@@ -49,21 +63,23 @@ def decompress(chunks: Iterable[bytes], pool: Executor) -> Iterator[bytes]:
             size, head = _content_size(buffer)
             length = _frame_length(buffer, head) if size is not None and size <= MAX_FRAME else None
             if length is not None and size is not None:
-                pending.append(pool.submit(_open_frame, buffer.cut(length), size))
+                pending.append((pool.submit(_open_frame, buffer.cut(length), size), buffer.taken))
                 if len(pending) == _DEPTH:
-                    yield pending.popleft().result()
+                    yield take()
             else:
                 while pending:
-                    yield pending.popleft().result()
-                yield from _stream(buffer)
+                    yield take()
+                for content in _stream(buffer):
+                    given += len(content)
+                    yield content
         while pending:
-            yield pending.popleft().result()
+            yield take()
         if buffer.rest():
             raise ImageError("layer ends in the middle of a zstd frame")
     except zstd.ZstdError as e:
         raise ImageError(f"layer is damaged: {e}") from e
     finally:
-        for future in pending:
+        for future, _ in pending:
             future.cancel()
 
 
@@ -131,6 +147,7 @@ class _Buffer:
         self._chunks = iter(chunks)
         self._data = bytearray()
         self._start = 0
+        self.taken = 0  # bytes that were cut, skipped or used
 
     def have(self, n: int) -> bool:
         """Whether `n` bytes are there, or can be had."""
@@ -160,6 +177,7 @@ class _Buffer:
     def cut(self, n: int) -> bytes:
         result = bytes(memoryview(self._data)[self._start : self._start + n])
         self._start += n
+        self.taken += n
         return result
 
     def skip(self, n: int) -> None:
@@ -168,6 +186,7 @@ class _Buffer:
                 raise ImageError("layer ends in the middle of a zstd frame")
             step = min(n, len(self._data) - self._start)
             self._start += step
+            self.taken += step
             n -= step
 
     def some(self) -> bytes:
@@ -177,6 +196,7 @@ class _Buffer:
     def give_back(self, data: bytes) -> None:
         self._data[: self._start] = data
         self._start = 0
+        self.taken -= len(data)
 
     def rest(self) -> int:
         return len(self._data) - self._start

@@ -3,12 +3,14 @@
 
 Written with GNU tar (sparse files, hard links, extended attributes, ACLs), read back inside a chroot, so
 that no link of a hostile archive or base image can lead out of the container's rootfs. The pair
-rootfs-diff.tar + deleted.files is podman's and CRI-O's (checkpointctl lib/metadata.go).
+rootfs-diff.tar + deleted.files is podman's and CRI-O's (checkpointctl lib/metadata.go); containerd's
+rootfs-diff.tar is a gzipped layer whose whiteouts delete (image-spec layer.md), which is read too.
 """
 
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -27,6 +29,8 @@ _XATTR = "SCHILY.xattr."
 # What a container engine lets an image set; trusted.* belongs to the overlay, the rest to the node's LSM.
 _XATTRS = ("security.capability", "user.", "system.posix_acl_access", "system.posix_acl_default")
 _OVERLAY = "trusted.overlay."
+_GZIP = b"\x1f\x8b"
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _DELETED_LIMIT = 64 << 20  # bytes of deleted.files
 
 
@@ -168,6 +172,7 @@ def _tar(top: Path, tar: Path, names: Sequence[str], *, recurse: bool = False) -
 def apply(rootfs: Path, tar: Path | None, deleted: Path | None = None) -> None:
     """Extract `tar` into `rootfs`, then remove the names that `deleted` lists.
 
+    In a gzipped `tar`, a layer, entries `.wh.NAME` remove NAME, and `.wh..wh..opq` what its directory had before.
     Both are untrusted: a child process does it after chroot(2) into `rootfs`. Devices are not made.
     Raises RestoreError, ImageError.
     """
@@ -225,11 +230,14 @@ def _apply_and_exit(rootfs: Path, source: IO[bytes], names: Sequence[str], write
         os.chdir("/")
         os.umask(0)
         if os.fstat(source.fileno()).st_size > 0:
+            layer = source.read(2) == _GZIP
+            source.seek(0)
+            content: IO[bytes] = gzip.GzipFile(fileobj=source) if layer else source  # type: ignore[assignment]
             with tarfile.open(
-                fileobj=source, mode="r:", encoding="utf-8", errors="surrogateescape", errorlevel=2
+                fileobj=content, mode="r:", encoding="utf-8", errors="surrogateescape", errorlevel=2
             ) as archive:
-                _extract(archive)
-                _must_end(source, archive)
+                _extract(archive, layer=layer)
+                _must_end(content, archive)
         for name in names:
             _remove(name)
         os._exit(0)
@@ -238,21 +246,27 @@ def _apply_and_exit(rootfs: Path, source: IO[bytes], names: Sequence[str], write
         os._exit(1)
 
 
-def _extract(archive: tarfile.TarFile) -> None:
+def _extract(archive: tarfile.TarFile, *, layer: bool) -> None:
     # The chroot is the boundary, and a container may hold any owner, mode and link: no filter of tarfile's.
     # Set as an attribute: Debian 12's Python 3.11.2 knows no such argument.
     archive.extraction_filter = lambda member, path: member
-    directories: list[tarfile.TarInfo] = []
+    directories: dict[str, tarfile.TarInfo] = {}  # the last word on each
     devices: set[str] = set()  # left out, with every name they have
+    made: set[str] = set()  # by this archive, and the directories that these lie in
     for member in archive:
         member.name = os.path.normpath("/" + member.name).lstrip("/") or "."
+        if layer and os.path.basename(member.name).startswith(_WHITEOUT):
+            _white_out(member.name, made)
+            continue
+        if layer:
+            _note(member.name, made)
         if member.islnk():
             member.linkname = os.path.normpath("/" + member.linkname).lstrip("/")
         if (member.isdev() and not member.isfifo()) or (member.islnk() and member.linkname in devices):
             devices.add(member.name)
             continue
         if member.isdir():
-            directories.append(member)
+            directories[member.name] = member
         elif member.name == ".":
             raise tarfile.ExtractError("the root directory of the archive is not a directory")
         if member.name != "." and not (member.isdir() and _is_directory(member.name)):
@@ -266,13 +280,45 @@ def _extract(archive: tarfile.TarFile) -> None:
             os.utime(member.name, (member.mtime, member.mtime), follow_symlinks=False)
         if not member.isdir():
             _set_xattrs(member)
-    for member in reversed(directories):  # last: making the files inside changes times, and inherits ACLs
+    for member in reversed(
+        directories.values()
+    ):  # last: making the files inside changes times, and inherits ACLs
         if not _is_directory(member.name):
             continue  # a later member took its place
         os.chown(member.name, member.uid, member.gid)
         os.chmod(member.name, member.mode)
         _set_xattrs(member)
         os.utime(member.name, (member.mtime, member.mtime))
+
+
+def _white_out(name: str, made: set[str]) -> None:
+    """Remove what a whiteout names, unless its own layer has made it: layers need not have their entries in order."""
+    folder, _, base = name.rpartition("/")
+    where = os.path.normpath(folder or ".")
+    if base == _OPAQUE:
+        inner = [
+            f"{folder}/{one}" if folder else one
+            for one in (os.listdir(where) if _is_directory(where) else ())
+        ]
+    else:
+        inner = [f"{folder}/{base.removeprefix(_WHITEOUT)}".lstrip("/")]
+    for one in inner:
+        if os.path.basename(one) not in ("", ".", ".."):
+            _remove_below(one, made)
+
+
+def _remove_below(name: str, made: set[str]) -> None:
+    if name not in made:
+        _remove(name)
+    elif _is_directory(name):
+        for inner in os.listdir(name):
+            _remove_below(f"{name}/{inner}", made)
+
+
+def _note(name: str, made: set[str]) -> None:
+    while name and name not in made:
+        made.add(name)
+        name = name.rpartition("/")[0]
 
 
 def _must_end(source: IO[bytes], archive: tarfile.TarFile) -> None:

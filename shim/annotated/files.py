@@ -13,7 +13,7 @@ from cryoci.shim import rootfs
 from cryoci.shim.annotated import fit
 from cryoci.shim.annotated.fetch import Checkpoint
 
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def apply(checkpoint: Checkpoint, root: Path, spec: fit.Spec) -> None:
@@ -48,10 +48,10 @@ def _if_there(path: Path) -> Path | None:
 def _check_plain(diff: Path) -> None:
     with open(diff, "rb") as f:
         head = f.read(4)
-    if head.startswith((_GZIP, _ZSTD)):
+    if head == _ZSTD:
         raise UnsupportedError(
-            "the checkpoint's rootfs-diff.tar is a compressed layer, as containerd's CRI writes it",
-            hint="convert it: cryoci convert ARCHIVE --to crio -o FILE; or checkpoint with cryoci, podman or CRI-O",
+            "the checkpoint's rootfs-diff.tar is compressed with zstd, which no engine writes",
+            hint="unpack it; or checkpoint with cryoci, podman, CRI-O or containerd",
         )
 
 

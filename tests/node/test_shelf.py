@@ -23,6 +23,9 @@ from tests.nodes.namespace import NamespaceNode
 pytestmark = pytest.mark.node
 
 PODMAN = "podman --runtime runc"
+CLEARED, OPAQUE = (
+    f"/usr/lib/python3.13/{name}" for name in ("wsgiref", "dbm")
+)  # which the counter does not use
 SECRET = "correct-horse-battery"
 
 
@@ -104,6 +107,11 @@ def test_bare_becomes_podmans(free: NamespaceNode) -> None:
     assert free.sh("podman ps --format '{{.Names}}'") == "box\n"
 
 
+def contents(node: NamespaceNode, execute: str, directory: str) -> list[str]:
+    """What the container web has in a directory."""
+    return node.sh(f"{execute} web ls -A {directory}").split()
+
+
 def test_podmans_archive_restores_under_containerd(containerd: NamespaceNode) -> None:
     """And what containerd's `ctr` checkpoints comes back, is inspected, and becomes podman's again."""
     node = containerd
@@ -119,6 +127,9 @@ def test_podmans_archive_restores_under_containerd(containerd: NamespaceNode) ->
     node.sh("ctr container restore --rw --live web cryoci.local/checkpoint/web:latest", timeout=120)
     before = workload.wait(node, saved(node, "web")["count"] + 3)
     runs_on(saved(node, "web"), before)
+    # an opaque directory, as overlayfs makes it
+    anew = f"rm -rf {CLEARED}; mkdir -m 750 {CLEARED}; echo only >{CLEARED}/only"
+    node.run(["ctr", "task", "exec", "--exec-id", "x", "web", "sh", "-c", anew])
     # containerd 1.7 leaves parts out of a checkpoint when it has blobs like them: here that of the spec
     node.sh("ctr image rm --sync cryoci.local/checkpoint/web:latest")
     node.sh("ctr container checkpoint --image --task --rw web localhost/ctr-made:1", timeout=120)
@@ -136,7 +147,41 @@ def test_podmans_archive_restores_under_containerd(containerd: NamespaceNode) ->
     assert "/usr/bin/tac" in gone
     names = node.sh("tar -xOf /srv/ctr-podman.tar rootfs-diff.tar | tar -t").split()
     assert any(name.strip("/") == "etc/new" for name in names) and not any(".wh." in name for name in names)
-    node.sh("rm /etc/criu/runc.conf")
+    assert any("skip-file-rwx-check" in line for line in done["assumed"])
+    node.sh(f"{PODMAN} container restore -i /srv/ctr-podman.tar", timeout=120)
+    assert contents(node, "podman exec", CLEARED) == ["only"]
+    node.sh("podman rm -fa -t0; rm /etc/criu/runc.conf")
+
+
+def test_an_opaque_whiteout_as_containerd_takes_it(containerd: NamespaceNode) -> None:
+    """containerd 1.7 writes a whiteout for each file; BuildKit and others write `.wh..wh..opq`, which it applies.
+
+    The layer of a checkpoint is given one, and the real containerd and the real podman make the same of it.
+    """
+    node = containerd
+    node.sh(
+        "rm -rf /srv/opaque && mkdir -p /srv/opaque/layer && cd /srv/opaque && cryoci pull /srv/ctr-made.tar ./ck"
+    )
+    node.sh(
+        f"""cd /srv/opaque/layer && mkdir -p .{OPAQUE} && echo new >.{OPAQUE}/new && : >.{OPAQUE}/.wh..wh..opq
+        gzip -dc ../ck/rootfs-diff.tar >../layer.tar
+        tar -rf ../layer.tar .{OPAQUE}/.wh..wh..opq .{OPAQUE}/new && gzip -c ../layer.tar >../ck/rootfs-diff.tar"""
+    )
+    base = ("--base-image", workload.IMAGE, "--base-id", image_id(node))
+    for engine in ("ctr", "podman"):
+        done = cryoci(
+            node, "convert", "/srv/opaque/ck", "--to", engine, *base, "-o", f"/srv/opaque/{engine}.tar"
+        )
+        assert not any(OPAQUE in lost["what"] for lost in done["lost"])
+    node.write("/etc/criu/runc.conf", "skip-file-rwx-check\n")
+    node.sh("ctr image ls -q | grep checkpoint | xargs -r ctr image rm --sync")
+    node.sh("ctr image import --no-unpack --all-platforms /srv/opaque/ctr.tar")
+    node.sh("ctr container restore --rw --live web cryoci.local/checkpoint/web:latest", timeout=120)
+    assert contents(node, "ctr task exec --exec-id y", OPAQUE) == ["new"]
+    node.sh("ctr task kill -s KILL web; sleep 0.5; ctr task rm web; ctr container rm web")
+    node.sh(f"{PODMAN} container restore -i /srv/opaque/podman.tar", timeout=120)
+    assert contents(node, "podman exec", OPAQUE) == ["new"]
+    node.sh("podman rm -fa -t0; rm /etc/criu/runc.conf")
 
 
 def test_containerd_imports_cryocis_image(containerd: NamespaceNode) -> None:
@@ -243,6 +288,44 @@ def test_an_image_as_checkpointctl_builds_it(node: NamespaceNode) -> None:
     assert "PATH=" in node.sh("cryoci memory oci:/srv/built:1 --pid 1 --search PATH= -c 20")
     changes = cryoci(node, "diff", "--fetch", "oci:/srv/podman-made:1", "oci:/srv/built:1")["changes"]
     assert any(c["section"] == "file" and c["subject"] == "1 python3 fd 3" for c in changes)
+
+
+def test_an_archive_becomes_an_image_of_this_nodes(free: NamespaceNode) -> None:
+    """As `checkpointctl build` does: in containers-storage, from where podman restores it without a registry."""
+    before = free.sh("buildah containers -qa")
+    done = cryoci(free, "push", "/srv/podman.tar", "containers-storage:localhost/stored:1")
+    assert done["digest"] in free.sh("buildah images --digests --no-trunc localhost/stored:1")
+    assert free.sh("buildah containers -qa") == before
+    noted = json.loads(free.sh("skopeo inspect --raw containers-storage:localhost/stored:1"))["annotations"]
+    assert noted["org.criu.checkpoint.container.name"] == "web"
+    free.sh(f"{PODMAN} container restore localhost/stored:1", timeout=120)
+    runs_on(saved(free, "web"), workload.wait(free, saved(free, "web")["count"] + 3))
+
+
+def test_diff_of_what_checkpointctl_reads(free: NamespaceNode) -> None:
+    """Two checkpoints of one container: what changed by checkpointctl's own numbers, whose `diff` came after 1.3."""
+    theirs = [
+        json.loads(free.sh(f"checkpointctl inspect --all --format json {path}"))[0]
+        for path in ("/srv/podman.tar", "/srv/later.tar")
+        if free.sh(f"test -e {path} || cryoci pull web:1 {path}") is not None
+    ]
+    ours = cryoci(free, "diff", "--show-unchanged", "/srv/podman.tar", "/srv/later.tar")
+    assert ours["same_container"] == (theirs[0]["id"] == theirs[1]["id"])
+    sizes = [one["checkpoint_size"]["memory_pages_size"] for one in theirs]
+    assert ours["memory"] == sizes[1] - sizes[0]
+
+    def opened(one: dict[str, Any]) -> set[tuple[str, str]]:
+        return {
+            (f"{p['pid']} python3 fd {f['fd'].removeprefix('FD ')}", f["path"])
+            for p in one["file_descriptors"]
+            for f in p["open_files"]
+            if f["type"] == "REG" and f["fd"].removeprefix("FD ").isdigit()
+        }
+
+    files = {c["subject"]: c["kind"] for c in ours["changes"] if c["section"] == "file"}
+    for subject, _ in opened(theirs[0]) & opened(theirs[1]):
+        assert files[subject] in ("same", "changed")  # its position may be another
+    assert {c["kind"] for c in ours["changes"] if c["section"] == "process"} == {"same"}
 
 
 def test_oras_and_buildah_take_cryocis_image(cluster: Cluster, node: NamespaceNode) -> None:

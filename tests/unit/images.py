@@ -142,10 +142,10 @@ class Proxy:
 
     `before(request)` may answer by itself (return True). `body(request, data)` may change what the registry
     answered, and `sent(request, data)` what goes to it, in length the same; `cut` counts down body bytes of PATCH
-    requests until the connection breaks. A PATCH of more than `stall` bytes sets `stalled` and waits for `go_on`.
-    `up` counts the body bytes that went to the registry. With `forgiving` an upload's status is given for any
-    address of it, as registries since distribution 3 do (the 2.8 behind this one ends an upload that is asked for
-    by an old address).
+    requests until the connection breaks. A PATCH of more than `stall` bytes sets `stalled` and waits for `go_on`, and
+    so does an answer of more than `hold` bytes when these have been given. `up` counts the body bytes that went to the
+    registry, `down` those that came from it. With `forgiving` an upload's status is given for any address of it, as
+    registries since distribution 3 do (the 2.8 behind this one ends an upload that is asked for by an old address).
     """
 
     def __init__(self, upstream: str) -> None:
@@ -155,16 +155,18 @@ class Proxy:
         self.body: Callable[[Request, bytes], bytes] = lambda request, data: data
         self.sent: Callable[[Request, bytes], bytes] = lambda request, data: data
         self.cut: int | None = None
-        self.stall = sys.maxsize
+        self.stall = self.hold = sys.maxsize
         self.stalled, self.go_on = threading.Event(), threading.Event()
-        self.up = 0
+        self.up = self.down = 0
         self.forgiving = False
         self.lost = 0  # the number of the request from now whose answer does not arrive
+        self.halved = 0  # the number of the request from now whose answer breaks off in its middle
         self._uploads: dict[str, str] = {}
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else head and body of an answer are 40 ms apart
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -217,7 +219,26 @@ class Proxy:
         length = answer.headers.get("Content-Length") if request.method == "HEAD" else str(len(content))
         handler.send_header("Content-Length", length or "0")
         handler.end_headers()
-        handler.wfile.write(content)
+        self.halved -= 1
+        if self.halved == 0 and len(content) > 1:
+            handler.wfile.write(content[: len(content) // 2])
+            handler.wfile.flush()
+            request.hang_up()
+            return
+        self._give(handler, content)
+
+    def _give(self, handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
+        if len(content) > self.hold:
+            first, content = content[: self.hold], content[self.hold :]
+            handler.wfile.write(first)
+            self.down += len(first)
+            self.stalled.set()
+            self.go_on.wait(30)
+        try:
+            handler.wfile.write(content)
+            self.down += len(content)
+        except OSError:
+            pass  # whoever asked is gone
 
     def _read(self, handler: http.server.BaseHTTPRequestHandler) -> tuple[bytes, bool]:
         if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":

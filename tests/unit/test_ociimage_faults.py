@@ -26,6 +26,7 @@ from cryoci.ociimage import image, layers, reference
 from cryoci.ociimage import registry as registry_module
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
+from tests.unit.faults import PASSING, Nth, drain, truncate
 from tests.unit.images import (  # noqa: F401
     Proxy,
     Request,
@@ -63,64 +64,6 @@ def small(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return directory
 
 
-class Nth:
-    """Does `fault` to the request of that number, once."""
-
-    def __init__(self, number: int, fault: Callable[[Request], bool]) -> None:
-        self.number, self.fault = number, fault
-        self.seen = 0
-        self.lock = threading.Lock()
-
-    def __call__(self, request: Request) -> bool:
-        with self.lock:
-            self.seen += 1
-            hit = self.seen == self.number
-        return self.fault(request) if hit else False
-
-
-def _drain(request: Request) -> None:
-    """Take the body in, so that the client gets to read the answer."""
-    handler = request.handler
-    if handler.headers.get("Transfer-Encoding", "").lower() == "chunked":
-        while size := int(handler.rfile.readline() or b"0", 16):
-            handler.rfile.read(size + 2)
-        handler.rfile.readline()
-    else:
-        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-
-
-def _answer(status: int) -> Callable[[Request], bool]:
-    def fault(request: Request) -> bool:
-        _drain(request)
-        return request.answer(status, headers={"Retry-After": "0"} if status == 429 else None)
-
-    return fault
-
-
-def _truncate(request: Request) -> bool:
-    """Headers that promise more than comes."""
-    _drain(request)
-    handler = request.handler
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b"{")
-    handler.wfile.flush()
-    return request.hang_up()
-
-
-def _delay(request: Request) -> bool:
-    time.sleep(0.5)  # longer than the read timeout of these tests
-    return request.hang_up()
-
-
-PASSING: dict[str, Callable[[Request], bool]] = {
-    "drop": lambda request: request.hang_up(),
-    "delay": _delay,
-    "429": _answer(429),
-    "500": _answer(500),
-    "503": _answer(503),
-}
 OPTIONS = RegistryOptions(read_timeout=0.4)
 
 
@@ -156,7 +99,7 @@ def test_a_fault_at_every_request_of_a_pull(
     expected = tree_of(small)
     count = requests_of(proxy, lambda: image.pull(name, tmp_path / "first"))
     for number in range(1, count + 1):
-        proxy.before = Nth(number, PASSING.get(fault, _truncate))
+        proxy.before = Nth(number, PASSING.get(fault, truncate))
         out = tmp_path / f"out{number}"
         try:
             image.pull(name, out, registry_options=OPTIONS)
@@ -245,7 +188,7 @@ def test_a_truncated_answer_at_every_request_of_a_push(
     count = requests_of(proxy, lambda: image.push(small, ref(f"{place}/count:1")))
     for number in range(1, count + 1):
         name = ref(f"{place}/{number}:1")
-        proxy.before = Nth(number, _truncate)
+        proxy.before = Nth(number, truncate)
         try:
             pushed = image.push(small, name, registry_options=OPTIONS)
         except CryociError:
@@ -271,7 +214,7 @@ def test_tokens_that_expire_at_every_request(
             left[0] -= 1
             if request.handler.headers.get("Authorization", "").startswith("Bearer") and left[0] >= 0:
                 return False
-        _drain(request)
+        drain(request)
         return request.answer(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'})
 
     name = ref(f"{proxy.host}/tokens/a:1")

@@ -271,6 +271,64 @@ def test_show_diff_and_ls(real: Path, tmp_path: Path) -> None:
     assert "+ process 1 other" in cryoci("diff", str(real), str(after))
     assert json.loads(cryoci("diff", "--json", str(real), str(real)))["changes"] == []
     assert json.loads(cryoci("diff", "--json", "--show-unchanged", str(real), str(real)))["changes"]
+    assert "nothing changed" in cryoci("diff", str(real), str(real))
+    assert "process 1 added, 1 removed" in cryoci("diff", str(real), str(after))
+    few = json.loads(cryoci("diff", "--json", "--only", "file", "--only", "memory", str(real), str(after)))
+    assert set(few["counts"]) == {"file", "memory"} == {c["section"] for c in few["changes"]} | {"file"}
+    assert few["same_container"]
+    second = tmp_path / "more"
+    second.mkdir()
+    (second / name).write_bytes((shelf_dir / name).read_bytes())
+    both = cryoci("ls", str(shelf_dir), str(second))
+    assert f"{shelf_dir}/{name}" in both and f"{second}/{name}" in both
+
+
+def test_addresses_and_other_containers(real: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-a", str(real), str(other)], check=True)
+    (other / "config.dump").write_text((real / "config.dump").read_text().replace("ab" * 32, "99" * 32))
+    subnet = {"ipnet": "10.88.0.5/16", "gateway": "10.88.0.1"}
+    status = {"podman": {"interfaces": {"eth0": {"subnets": [subnet], "mac_address": "aa:bb:cc:dd:ee:ff"}}}}
+    (other / "network.status").write_text(json.dumps(status))
+    assert "ADDRESS" not in cryoci("show", str(real))
+    shown = cryoci("show", str(other))
+    assert "ADDRESS" in shown and "10.88.0.5/16 aa:bb:cc:dd:ee:ff gateway 10.88.0.1" in shown
+    assert "gateway 10.88.0.1" in cryoci("inspect", str(other))
+    command: click.Command = importlib.import_module("cryoci.cli.diff").command
+    said = CliRunner().invoke(command, [str(real), str(other)])
+    assert (
+        "of different containers: counter abab" in said.stderr
+        and "+ container network podman" in said.stdout
+    )
+
+
+def test_what_checkpointctl_build_notes(real: Path, tmp_path: Path) -> None:
+    """Its eight annotations (1.5, internal/oci_image_build.go), each with its value where the checkpoint has one."""
+    spec = {"annotations": {"io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "default"}}
+    spec["annotations"]["io.container.manager"] = "cri-o"
+    (real / "spec.dump").write_text(json.dumps(spec))
+    config = json.loads((real / "config.dump").read_text())
+    (real / "config.dump").write_text(
+        json.dumps({**config, "rootfsImage": "debian:trixie", "runtime": "runc"})
+    )
+    image.push(real, LayoutRef(tmp_path / "layout", "a"))
+    found = image.inspect(LayoutRef(tmp_path / "layout", "a")).annotations
+    noted = {
+        k.removeprefix("org.criu.checkpoint."): v for k, v in found.items() if k.startswith("org.criu.")
+    }
+    assert (
+        noted.items()
+        >= {
+            "engine.name": "cri-o",
+            "container.name": "counter",
+            "pod.name": "web-0",
+            "pod.namespace": "default",
+            "rootfsImageUserRequested": "debian:trixie",
+            "rootfsImageName": "docker.io/library/debian:trixie",
+            "rootfsImageID": "cd" * 32,
+            "runtime.name": "runc",
+        }.items()
+    )
 
 
 def test_damage_is_told_not_hidden(real: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cryoci.errors import NotFoundError, ToolError, UsageError
-from cryoci.ociimage import image
+from cryoci.ociimage import buildah, image
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.seal import age
 from cryoci.ociimage.seal.keyring import Recipients
@@ -33,6 +33,13 @@ def test_errors_are_whole_and_can_be_pasted() -> None:
         Program("sh")(["-c", "kill -9 $$"])
     with pytest.raises(NotFoundError, match="not installed"):
         Program("no-such-program")
+
+
+def test_names_in_containers_storage(tmp_path: Path) -> None:
+    directory = make_checkpoint(tmp_path / "ck")
+    for name in ("", "-flag", "UPPER", "a b", "a" * 300):
+        with pytest.raises(UsageError, match="bad image name"):
+            buildah.build(directory, name)
 
 
 def test_what_buildah_cannot_do(tmp_path: Path) -> None:
