@@ -17,10 +17,13 @@ _COLUMNS = (
     "GPU MEMORY",
     "HOST MEMORY",
     "GPUS",
+    "TIER",
+    "UNUSED",
     "GUARD",
     "CHECKPOINT",
     "NEXT",
     "CRASHES",
+    "NOTE",
 )
 
 
@@ -30,6 +33,9 @@ _COLUMNS = (
 @output.json_option
 def command(every: str, once: bool, as_json: bool) -> None:
     """Show the containers that run or are parked: memory on GPUs and host, newest and next checkpoint of guards.
+
+    Of members of `cryoci share` it says where they are (running, host, disk, registry), of theirs and those of
+    `cryoci idle` how long nobody has used them, and which of the two has parked them.
 
     \b
     Examples:
@@ -57,13 +63,16 @@ def _cells(line: object) -> tuple[str, ...]:
     assert isinstance(line, Line)
     return (
         line.name,
-        line.state,
+        f"{line.state} by {line.parked_by}" if line.parked_by else line.state,
         line.engine,
         output.size(line.vram),
         output.size(line.host),
         ", ".join(line.gpus),
+        line.tier,
+        output.seconds(line.unused) if line.unused is not None else "",
         line.guard,
         f"{output.seconds(line.since)} ago" if line.since is not None else "",
         f"in {output.seconds(line.until)}" if line.until is not None else "",
         str(line.crashes) if line.guard else "",
+        line.note,
     )
