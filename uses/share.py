@@ -166,6 +166,9 @@ class Share:
             member.closers.pop(key, None)
             member.waiting.discard(key)
             self._changed.set()
+            if inner is not None and not member.active:  # it cannot close its end while it is frozen
+                member.severed = True
+                share_connection.sever(inner, writer)
             for end in (inner, writer):
                 if end is not None:
                     end.close()
@@ -309,10 +312,10 @@ class Share:
         return min(free, key=lambda one: (one.busy, one.used), default=None)
 
     async def _park(self, member: Member) -> None:
-        member.active = False
-        member.ready.clear()
         if self._tiers is not None:
             await self._tiers.before_park(member)
+        member.active = False
+        member.ready.clear()
         began = time.monotonic()
         try:
             await member.move(member.park)

@@ -32,8 +32,8 @@ class Member:
     runs, as far as this daemon knows. `wanted` is since when somebody waits for it, 0 when nobody does. Of its
     `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic. `moving`: it is
     being parked, unparked or stored, `moves` how often it was. `gone`: the container has ended. `port` 0: it has no
-    clients. `stored` is what `shelf` has of it while it is no container; it is not stored before `kept`, and `closers`
-    end its connections first. `rested`: it was parked because nobody had used it for long.
+    clients. `stored` is what `shelf` has of it while it is no container; it is not stored before `kept`, because of
+    `unstored`, and `closers` end its connections first (`severed`: some were). `rested`: it was parked because nobody had used it for long.
     """
 
     name: str
@@ -56,9 +56,11 @@ class Member:
     stored: Stored | None = None
     shelf: Shelf | None = None
     kept: float = 0.0
+    unstored: str = ""
     problem: str = ""
     gone: bool = False
     rested: bool = False
+    severed: bool = False
     moving: int = 0
     moves: int = 0
     searched: float = 0.0
@@ -139,8 +141,8 @@ class Member:
         with self.lock:
             if self.wanted or self.busy or self.shelf is None:
                 return
-            self.stored = self.shelf.put(self.container())
-            self.known, self.searched = None, time.monotonic()
+            self.stored = self.shelf.put(self.container(), severed=self.severed)
+            self.known, self.searched, self.severed = None, time.monotonic(), False
 
     def connect(self) -> socket.socket:
         """A connection to the container's port on its own loopback (blocking). Raises OSError, NotFoundError."""

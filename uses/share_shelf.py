@@ -36,6 +36,7 @@ from cryoci.ociimage.reference import DirectoryRef, LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import engines, paths, untrusted
 from cryoci.shim.criu import images
+from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.engines import gpu, podman, processes
 from cryoci.shim.engines.checkpoint import checkpoint
 from cryoci.shim.engines.container import Container
@@ -57,6 +58,7 @@ class Stored:
 
     `of` is its first process and when that started, `bundle` where a bare one's file system stayed (""; its checkpoint
     has it), `need` the bytes of host memory that it takes, `gpus` its gpu.dump. `restoring`: that was begun.
+    `severed`: it holds connections that were closed under it, which CRIU takes for open ones.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Stored:
     need: int = 0
     gpus: dict[str, Any] | None = None
     restoring: bool = False
+    severed: bool = False
 
     def save(self) -> None:
         """Write the note. Raises OSError."""
@@ -108,7 +111,7 @@ class Shelf:
         self._say = say
         self._registry = registry
 
-    def put(self, container: Container) -> Stored:
+    def put(self, container: Container, *, severed: bool = False) -> Stored:
         """Checkpoint `container`, which is parked, and end it. Raises what a checkpoint raises: it is parked still."""
         _check(container)
         pid = int(container.state().get("pid", 0))
@@ -119,7 +122,7 @@ class Shelf:
         made = Stored(
             name, container.engine, container.runtime, container.id, (pid, start_time(pid)), bundle
         )
-        made.need = processes.private_memory(pid)
+        made.need, made.severed = processes.private_memory(pid), severed
         token = f"{_NO_NAME.sub('-', name.lower()).strip('-')[:60] or 'member'}-{secrets.token_hex(4)}"
         options = DumpOptions(rootfs="none" if bundle else "auto")
         try:
@@ -203,6 +206,7 @@ class Shelf:
                         engine=made.engine,
                         runtime=None if made.engine == "podman" else made.runtime,
                         bundle=Path(made.bundle) if made.bundle else None,
+                        criu=CriuOptions(tcp_close=made.severed or None),
                         allow=untrusted.ALLOWABLE,  # made here, and kept where only root writes, or by its digest
                     ),
                 )

@@ -169,18 +169,20 @@ class Tiers:
     async def _store(self, member: Member) -> None:
         """Store one. A failure leaves it parked, is told, and keeps it from the next attempts for a while."""
         for close in list(member.closers.values()):
+            member.severed = True
             close()
         began = time.monotonic()
         try:
             await member.move(member.store)
         except (CryociError, OSError) as e:
             member.kept = time.monotonic() + _RETRY
-            member.problem = e.message if isinstance(e, CryociError) else str(e)
+            member.unstored = e.message if isinstance(e, CryociError) else str(e)
             self._counts["failed"] += 1
-            self._say(f"{member.name} stays in host memory: {member.problem}")
+            self._say(f"{member.name} stays in host memory: {member.unstored}")
             return
         made = member.stored
         if made is not None:
+            member.unstored = ""
             self._counts["stored"] += 1
             self._seconds["store"] = time.monotonic() - began
             self._say(
@@ -228,7 +230,8 @@ class Tiers:
         started, now = start_time(me), time.monotonic()
         for member in self._members:
             used = time.time() - (now - max(member.used, member.since))
-            state = State(member.name, me, started, self.tier(member), used, member.problem)
+            problem = member.problem or member.unstored
+            state = State(member.name, me, started, self.tier(member), used, problem)
             fresh = directory() / f".{member.name}.{me}"  # no fsync: it is worth nothing after a reboot
             fresh.write_text(json.dumps({"version": VERSION, **asdict(state)}) + "\n")
             fresh.rename(directory() / f"{member.name}.json")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`cryoci top`: containers with what they hold, and what this node's daemons know of them.
 
-A guard knows when it was and will be checkpointed, `cryoci share` where a member is, `cryoci idle` and `share` how long
-nobody has used it, and which of them has parked it.
+A guard knows when it was and will be checkpointed, `cryoci share` where a member is, `cryoci idle` and `share` how
+long nobody has used it, and which of them has parked it.
 """
 
 from __future__ import annotations
