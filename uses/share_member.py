@@ -32,8 +32,10 @@ class Member:
     runs, as far as this daemon knows. `wanted` is since when somebody waits for it, 0 when nobody does. Of its
     `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic. `moving`: it is
     being parked, unparked or stored, `moves` how often it was. `gone`: the container has ended. `port` 0: it has no
-    clients. `stored` is what `shelf` has of it while it is no container; it is not stored before `kept`, because of
-    `unstored`, and `closers` end its connections first (`severed`: some were). `rested`: it was parked because nobody had used it for long.
+    clients. `rested`: it was parked because nobody had used it for long.
+
+    `stored` is what `shelf` has of it while it is no container. It is not stored before `kept`, because of `unstored`;
+    `closers` end its connections first, and `severed` says that some were.
     """
 
     name: str
