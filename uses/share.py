@@ -102,7 +102,7 @@ class Share:
             if member.stored is not None:
                 self._say(f"{member.name} is on {member.stored.tier}: {member.stored.where}")
                 continue
-            await asyncio.to_thread(lambda m=member: m.container().must_run())  # type: ignore[misc]
+            await asyncio.to_thread(member.check)
         rows = {row.name: row.state for row in await asyncio.to_thread(overview.rows)}
         for member in self.members:
             if rows.get(member.name) == "paused":

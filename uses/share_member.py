@@ -9,12 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from cryoci.errors import CryociError, UsageError
+from cryoci.errors import ConflictError, CryociError, UsageError
 from cryoci.shim import engines, netns
-from cryoci.shim.engines import gpu
+from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
+from cryoci.shim.record import Record
 from cryoci.uses.guard_state import start_time
 from cryoci.uses.share_shelf import Shelf, Stored
 
@@ -85,6 +88,14 @@ class Member:
             self.pid = int(found.state().get("pid", 0))
             self.known, self.started = found, start_time(self.pid)
         return self.known
+
+    def check(self) -> None:
+        """Raise ConflictError unless it runs or is parked (blocking); what a killed daemon has left is repaired."""
+        container = self.container()
+        container.must_run()
+        if (Path(Record(container.root, container.id).directory) / processes.HELD).exists():
+            with suppress(ConflictError):  # a checkpoint of it is under way
+                gpu.repair(container)
 
     async def move(self, act: Callable[[], None]) -> None:
         """`act`, which is `park`, `unpark` or `store`, by a thread. Raises what it raises."""

@@ -129,7 +129,7 @@ class Shelf:
             if isinstance(self._goal, DirectoryRef):
                 place = self._goal.path.resolve() / token
                 options = dataclasses.replace(options, durable=True)
-                with checkpoint(container, place, options):
+                with _swept(name, place), checkpoint(container, place, options):
                     made.where = str(place)
                     _note(made, place)
             else:
@@ -157,6 +157,7 @@ class Shelf:
     def settle(self, name: str) -> Stored | None:
         """What is stored of member `name`, which does not run then. Raises ConfigError."""
         made = _load(name)
+        _sweep(name, made)
         if made is None:
             return None
         try:
@@ -264,6 +265,27 @@ def every() -> list[Stored]:
         with suppress(ConfigError, UsageError):
             found.append(_load(file.stem))
     return [made for made in found if made is not None]
+
+
+@contextmanager
+def _swept(name: str, place: Path) -> Iterator[None]:
+    """Note that directory `place` is being made, for a with block: what a killed daemon leaves of it goes."""
+    _base().mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(_base() / f".{name}.making", {"where": str(place)})
+    try:
+        yield
+    finally:
+        (_base() / f".{name}.making").unlink()
+
+
+def _sweep(name: str, made: Stored | None) -> None:
+    """Remove what a killed daemon has left half made of member `name`."""
+    file = _base() / f".{name}.making"
+    with suppress(FileNotFoundError):
+        where = str(read_json(file)["where"])
+        if made is None or made.where != where:
+            shutil.rmtree(where, ignore_errors=True)
+        file.unlink()
 
 
 def _note(made: Stored, directory: Path) -> None:

@@ -204,6 +204,26 @@ def test_a_note_that_cannot_be_read_is_no_reason_to_lose_a_member(tmp_path: Path
     assert share_shelf.every() == []
 
 
+@pytest.mark.parametrize("noted", [False, True])
+def test_what_a_killed_daemon_left_half_made_goes(tmp_path: Path, noted: bool) -> None:
+    half, made = tmp_path / "a-1234", stored("a")
+    half.mkdir()
+    with pytest.raises(KeyboardInterrupt), share_shelf._swept("a", half):
+        text = (tmp_path / "lib" / "share" / ".a.making").read_text()
+        raise KeyboardInterrupt
+    assert not (tmp_path / "lib" / "share" / ".a.making").exists()
+    (tmp_path / "lib" / "share" / ".a.making").write_text(text)  # as after a kill
+    if noted:  # it was killed when it was done
+        made.where = str(half)
+        made.save()
+    Drops().settle("b")
+    assert half.is_dir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "find", lambda name: container(name, "stopped"))
+        assert Drops().settle("a") == (made if noted else None)
+    assert half.is_dir() == noted and not (tmp_path / "lib" / "share" / ".a.making").exists()
+
+
 def test_one_that_fails_to_come_back_stays_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = stored("a", need=1)
     made.where = str(tmp_path / "nothing")
