@@ -34,7 +34,7 @@ from cryoci.files import read_json, scratch, sync_directory, write_json
 from cryoci.ociimage import archive, image, reference
 from cryoci.ociimage.reference import DirectoryRef, LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
-from cryoci.shim import engines, paths, untrusted
+from cryoci.shim import app, engines, netns, paths, untrusted
 from cryoci.shim.criu import images
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.engines import gpu, podman, processes
@@ -49,6 +49,7 @@ from cryoci.shim.record import Record
 from cryoci.uses.guard_state import start_time
 
 VERSION = 1
+_NO_HOOKS = app.Choice(off=True)  # as for park and unpark: in a frozen container they could not run
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -124,7 +125,7 @@ class Shelf:
         )
         made.need, made.severed = processes.private_memory(pid), severed
         token = f"{_NO_NAME.sub('-', name.lower()).strip('-')[:60] or 'member'}-{secrets.token_hex(4)}"
-        options = DumpOptions(rootfs="none" if bundle else "auto")
+        options = DumpOptions(rootfs="none" if bundle else "auto", hooks=_NO_HOOKS)
         try:
             if isinstance(self._goal, DirectoryRef):
                 place = self._goal.path.resolve() / token
@@ -172,8 +173,11 @@ class Shelf:
 
     def found(self, made: Stored, container: Container) -> None:
         """Its container is there: it had not ended, was just restored, or somebody else has started one."""
+        busy = None
+        if made.restoring and made.engine != "podman":  # whoever restored it was killed before it did this
+            netns.raise_loopback(int(container.state()["pid"]))
+            busy = holds.load(Record(container.root, container.id))
         made.forget()
-        busy = holds.load(Record(container.root, container.id)) if made.restoring else None
         if not made.ended or (made.restoring and busy is None):
             self._drop(made)
         else:
@@ -207,6 +211,7 @@ class Shelf:
                         engine=made.engine,
                         runtime=None if made.engine == "podman" else made.runtime,
                         bundle=Path(made.bundle) if made.bundle else None,
+                        hooks=_NO_HOOKS,
                         criu=CriuOptions(tcp_close=made.severed or None),
                         allow=untrusted.ALLOWABLE,  # made here, and kept where only root writes, or by its digest
                     ),

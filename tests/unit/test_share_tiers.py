@@ -14,7 +14,7 @@ import pytest
 
 from cryoci.errors import ConfigError, ConflictError, NotFoundError, SpaceError, UsageError
 from cryoci.ociimage.reference import DirectoryRef, RegistryRef
-from cryoci.shim import engines
+from cryoci.shim import engines, netns
 from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.gpu import preflight
@@ -183,6 +183,8 @@ def test_what_a_share_finds_when_it_starts_again(
         return container(name, status)
 
     monkeypatch.setattr(engines, "find", find)
+    raised: list[int] = []
+    monkeypatch.setattr(netns, "raise_loopback", raised.append)
     shelf = Drops()
     made = stored("a", restoring=restoring)
     made.of = of
@@ -192,6 +194,7 @@ def test_what_a_share_finds_when_it_starts_again(
     assert (found == made) if stays else (found is None and share_shelf.every() == [])
     assert shelf.dropped == (["/srv/a"] if dropped else [])
     assert bool(shelf.said) == (not stays and not dropped)
+    assert raised == ([os.getpid()] if restoring else [])
     assert shelf.settle("b") is None
 
 
