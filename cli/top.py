@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -27,9 +29,16 @@ _COLUMNS = (
 )
 
 
+_ALWAYS = 5  # columns
+
+
 @click.command("top", short_help="Watch containers, what they hold, and their checkpoints.")
 @click.option("--every", default="2s", show_default=True, metavar="TIME", help="Time between two looks.")
-@click.option("--once", is_flag=True, help="Print one table and end; so does a stdout that is no terminal.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Print one table and end; so does a stdout that is no terminal.",
+)
 @output.json_option
 def command(every: str, once: bool, as_json: bool) -> None:
     """Show the containers that run or are parked: memory on GPUs and host, newest and next checkpoint of guards.
@@ -48,13 +57,20 @@ def command(every: str, once: bool, as_json: bool) -> None:
     period = durations.parse(every)
     if as_json:
         output.emit_json(top.lines())
-    elif once or not sys.stdout.isatty():
-        output.table(_COLUMNS, [_cells(line) for line in top.lines()])
+    elif once or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        output.table(*_table(top.lines()))
     else:
         with output.live() as show:
             while True:
-                show(_COLUMNS, [_cells(line) for line in top.lines()])
+                show(*_table(top.lines()))
                 time.sleep(period)
+
+
+def _table(lines: Sequence[object]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows; the columns of daemons of which there is nothing to say are left out."""
+    rows = [_cells(line) for line in lines]
+    shown = [n for n in range(len(_COLUMNS)) if n < _ALWAYS or any(row[n] for row in rows)]
+    return [_COLUMNS[n] for n in shown], [[row[n] for n in shown] for row in rows]
 
 
 def _cells(line: object) -> tuple[str, ...]:

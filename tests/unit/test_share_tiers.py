@@ -4,9 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +297,35 @@ def test_top_shows_what_daemons_know(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (lab.tier, lab.parked_by) == ("", "idle") and lab.unused and 999 < lab.unused < 1100
     assert (c.state, c.tier, c.note) == ("stored", "disk", "/srv/c") and c.since and 59 < c.since < 100
     assert json.dumps([line.__dict__ for line in (b, lab, c)])
+
+
+_LIVE = """
+from cryoci.cli import top
+from cryoci.uses import top as lines
+seen = [0]
+def twice():
+    seen[0] += 1
+    if seen[0] > 2:
+        raise KeyboardInterrupt
+    return [lines.Line(f"model{seen[0]}", "parked", "runc", parked_by="idle", tier="host", unused=61.0)]
+lines.lines = twice
+top.command(["--every", "10ms"], standalone_mode=False)
+"""
+
+
+@pytest.mark.parametrize(("term", "shown"), [("xterm", ["model1", "model2"]), ("dumb", ["model1"])])
+def test_a_table_that_is_drawn_anew(term: str, shown: list[str]) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 200, 0, 0))
+    environment = {**os.environ, "TERM": term}
+    argv = [sys.executable, "-c", _LIVE]
+    child = subprocess.Popen(argv, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # EIO: nobody writes any more
+        while data := os.read(ours, 1 << 16):
+            said += data
+    os.close(ours)
+    assert child.wait(30) == 0
+    assert [name for name in ("model1", "model2") if name.encode() in said] == shown
+    assert b"idle" in said and b"61 s" in said and b"CRASHES" not in said
