@@ -84,7 +84,7 @@ def run(
     import asyncio
 
     from cryoci import durations
-    from cryoci.uses import idle, share_member
+    from cryoci.uses import idle, share_member, stdio
     from cryoci.uses import metrics as numbers
     from cryoci.uses.idle_probe import Watch
 
@@ -92,9 +92,10 @@ def run(
     servers = idle.servers([one.name for one in found], jupyter, jupyter_token)
     watches = {one.name: Watch(gpu, cpu, frozenset(ignore), servers.get(one.name)) for one in found}
     options = idle.Options(durations.parse(after), durations.parse(every))
-    made = idle.Idle(found, watches, options, click.echo)
-    with numbers.serving(metrics, made.metrics):
-        asyncio.run(made.run())
+    with stdio.own() as say:
+        made = idle.Idle(found, watches, options, say)
+        with numbers.serving(metrics, made.metrics):
+            asyncio.run(made.run())
 
 
 @command.command("status")

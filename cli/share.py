@@ -39,29 +39,64 @@ from cryoci.cli import output
     metavar="TIME",
     help="How long a member in use keeps its place while others wait for it; then it is parked.",
 )
+@click.option(
+    "--host-memory",
+    metavar="SIZE",
+    help="Host memory that parked members may take, such as 64G: beyond that the least useful is stored.",
+)
+@click.option(
+    "--reserve",
+    metavar="SIZE",
+    help="Instead: host memory of the node that stays free. Default: a twentieth of it.",
+)
+@click.option(
+    "--disk", metavar="DIR", help="Store members there, as directories. Default: in the local store."
+)
+@click.option("--registry", metavar="HOST/REPO", help="Push them there instead.")
+@output.registry_options
 @output.metrics_option
 def command(
-    members: tuple[str, ...], active: int, policy: Any, idle: str | None, patience: str, metrics: str | None
+    members: tuple[str, ...],
+    active: int,
+    policy: Any,
+    idle: str | None,
+    patience: str,
+    host_memory: str | None,
+    reserve: str | None,
+    disk: str | None,
+    registry: str | None,
+    metrics: str | None,
+    **where: Any,
 ) -> None:
     """Run a proxy in front of containers that cannot all run at once.
 
     A client that comes for a parked member is held, not refused: another member is parked, this one unparked, and
     then it is served. Members must run or be parked when this starts; they stay as they are when it ends.
 
+    With --host-memory, --reserve, --disk or --registry a parked member for which host memory has no room is
+    checkpointed and ended; a client that comes for it has it restored from there.
+
     \b
     Examples:
       cryoci share --member llama=8001:8000 --member mistral=8002:8000
+      cryoci share --member a=8001:80 --member b=8002:80 --member c=8003:80 --host-memory 64G --disk /srv/parked
       cryoci share --member lab=0.0.0.0:8888:8888 --idle 15m --metrics 127.0.0.1:9464
     """
     import asyncio
 
     from cryoci import durations
     from cryoci.uses import metrics as numbers
-    from cryoci.uses import share, share_member
+    from cryoci.uses import share, share_member, share_shelf, share_tiers, stdio
 
     options = share.Options(
         active, policy, durations.parse(idle) if idle else None, durations.parse(patience)
     )
-    made = share.Share(share_member.parse(members), options, click.echo)
-    with numbers.serving(metrics, made.metrics):
-        asyncio.run(made.run())
+    goal = share_shelf.goal(disk, registry)
+    limits = share_tiers.Limits.parse(host_memory, reserve, stores=goal is not None)
+    found = share_member.parse(members)
+    with stdio.own() as say:
+        shelf = share_shelf.Shelf(goal, say, output.options(**where))
+        tiers = share_tiers.Tiers(found, shelf, limits, policy, say)
+        made = share.Share(found, options, say, tiers=tiers)
+        with tiers.held(), numbers.serving(metrics, made.metrics):
+            asyncio.run(made.run())

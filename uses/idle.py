@@ -94,6 +94,7 @@ class Idle:
         if known is not None and known.of == of:
             fresh.used, fresh.why, fresh.parks = min(known.used, time.time()), known.why, known.parks
             member.used = member.since = time.monotonic() - (time.time() - fresh.used)
+            member.rested = known.rested and not member.active
         self._states[member.name] = fresh
         self._was[member.name] = member.active
 
@@ -113,6 +114,7 @@ class Idle:
             state.parks += 1
         self._was[member.name] = member.active
         state.of, state.problem, state.why = (member.pid, member.started), problem, why or state.why
+        state.rested = member.rested
         state.state = "gone" if member.gone else "running" if member.active else "parked"
         state.used = time.time() - (time.monotonic() - max(member.used, member.since))
         state.save()

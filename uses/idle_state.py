@@ -36,6 +36,7 @@ class State:
     why: str = ""
     problem: str = ""
     parks: int = 0
+    rested: bool = False
 
     @property
     def alive(self) -> bool:

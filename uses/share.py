@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,12 +21,12 @@ from typing import Literal
 
 from cryoci.errors import ConflictError, CryociError, SpaceError
 from cryoci.shim.engines import overview
+from cryoci.uses import share_connection
 from cryoci.uses.metrics import Metric
 from cryoci.uses.share_member import Member
+from cryoci.uses.share_tiers import Tiers
 
-_CHUNK = 1 << 16
 _CONFLICT_SECONDS = 60.0
-_FIRST = 0.1  # seconds for a client's first bytes
 _GRACE = 0.2  # seconds in which those who waited for a member can get their bytes to it
 _NOTICE = 1.0  # seconds between two looks at what somebody else has parked or unparked
 _LOOK = 0.05  # seconds between two looks at who is idle, while somebody waits
@@ -55,8 +56,10 @@ class Share:
         say: Callable[[str], None],
         *,
         name: str = "share",
+        tiers: Tiers | None = None,
     ) -> None:
         self.members = list(members)
+        self._tiers = tiers
         self._name = name
         self._options = options
         self._say = say
@@ -79,6 +82,7 @@ class Share:
                     await stack.enter_async_context(await self._listen(member))
                     self._say(f"{member.name}: {member.host}:{member.port} -> {member.inner}")
             parts = [self._schedule, self._notice] + ([beside] if beside is not None else [])
+            parts += [self._tiers.watch] if self._tiers is not None else []
             work = [asyncio.ensure_future(part()) for part in parts]
             stopped = asyncio.create_task(stop.wait())
             done, _ = await asyncio.wait({*work, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,8 +96,13 @@ class Share:
 
     async def _begin(self) -> None:
         """See which members run; park those that are too many."""
+        if self._tiers is not None:
+            await self._tiers.begin()
         for member in self.members:
-            await asyncio.to_thread(lambda m=member: m.container().must_run())  # type: ignore[misc]
+            if member.stored is not None:
+                self._say(f"{member.name} is on {member.stored.tier}: {member.stored.where}")
+                continue
+            await asyncio.to_thread(member.check)
         rows = {row.name: row.state for row in await asyncio.to_thread(overview.rows)}
         for member in self.members:
             if rows.get(member.name) == "paused":
@@ -132,7 +141,7 @@ class Share:
         member.connections.add(key)
         inner: asyncio.StreamWriter | None = None
         try:
-            first = await _first(reader)
+            first = await share_connection.first(reader)
             if first is None:
                 return
             if first:
@@ -141,6 +150,7 @@ class Share:
                 return
             made = await asyncio.to_thread(member.connect)
             answers, inner = await asyncio.open_connection(sock=made)
+            member.closers[key] = functools.partial(share_connection.sever, inner, writer)
             member.served += 1
             back = asyncio.create_task(self._answers(member, key, answers, writer))
             try:
@@ -153,8 +163,12 @@ class Share:
             self._say(f"{member.name}: a connection ended: {e.message if isinstance(e, CryociError) else e}")
         finally:
             member.connections.discard(key)
+            member.closers.pop(key, None)
             member.waiting.discard(key)
             self._changed.set()
+            if inner is not None and not member.active:  # it cannot close its end while it is frozen
+                member.severed = True
+                share_connection.sever(inner, writer)
             for end in (inner, writer):
                 if end is not None:
                     end.close()
@@ -162,24 +176,24 @@ class Share:
     async def _questions(
         self, member: Member, key: int, reader: asyncio.StreamReader, inner: asyncio.StreamWriter
     ) -> None:
-        while data := await reader.read(_CHUNK):
+        while data := await reader.read(share_connection.CHUNK):
             member.waiting.add(key)
             if not await self._need(member):
                 return
             inner.write(data)
             await inner.drain()
-        _end(inner)
+        share_connection.end(inner)
 
     async def _answers(
         self, member: Member, key: int, answers: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        while data := await answers.read(_CHUNK):
+        while data := await answers.read(share_connection.CHUNK):
             member.touch()
             member.waiting.discard(key)
             self._changed.set()
             writer.write(data)
             await writer.drain()
-        _end(writer)
+        share_connection.end(writer)
 
     async def _need(self, member: Member) -> bool:
         """Wait until the member runs; False when it cannot be brought back."""
@@ -228,6 +242,7 @@ class Share:
                         f"{member.name} was {'un' if seen == 'running' else ''}parked by somebody else"
                     )
                     member.active, member.since = seen == "running", time.monotonic()
+                    member.rested = False
                     (member.ready.set if member.active else member.ready.clear)()
                     self._changed.set()
             await asyncio.sleep(_NOTICE)
@@ -239,10 +254,11 @@ class Share:
             if victim is None:
                 return False
             await self._park(victim)
+        how = f"restored from {member.stored.tier}" if member.stored is not None else "unparked"
         began = time.monotonic()
         while True:
             try:
-                await member.move(member.unpark)
+                await (self._tiers.bring(member) if self._tiers else member.move(member.unpark))
                 break
             except SpaceError as e:
                 victim = self._victim(member)
@@ -258,11 +274,10 @@ class Share:
         now = time.monotonic()
         member.seconds, waited = now - began, now - member.wanted
         member.active, member.since, member.wanted, member.problem = True, now, 0.0, ""
+        member.rested = False
         member.swaps += 1
         member.ready.set()
-        self._say(
-            f"{member.name} runs: unparked in {member.seconds:.3f} s, its clients waited {waited:.3f} s"
-        )
+        self._say(f"{member.name} runs: {how} in {member.seconds:.3f} s, its clients waited {waited:.3f} s")
         return True
 
     def _failed(self, member: Member, why: str) -> bool:
@@ -297,6 +312,8 @@ class Share:
         return min(free, key=lambda one: (one.busy, one.used), default=None)
 
     async def _park(self, member: Member) -> None:
+        if self._tiers is not None:
+            await self._tiers.before_park(member)
         member.active = False
         member.ready.clear()
         began = time.monotonic()
@@ -326,6 +343,7 @@ class Share:
                 and time.monotonic() - last >= self._options.idle
             ):
                 await self._park(member)
+                member.rested = not member.active
 
     def _next_rest(self) -> float | None:
         """Seconds until somebody may have to rest; None when nobody ever has."""
@@ -349,7 +367,9 @@ class Share:
                 [({"member": m.name}, value(m)) for m in self.members],
             )
 
+        tiers = self._tiers.metrics() if self._tiers is not None else []
         return [
+            *tiers,
             each("active", "gauge", "1 while the member runs.", lambda m: float(m.active)),
             each("connections", "gauge", "Open connections.", lambda m: len(m.connections)),
             each("waiting", "gauge", "Connections to which an answer is owed.", lambda m: len(m.waiting)),
@@ -358,21 +378,3 @@ class Share:
             each("failures_total", "counter", "Parks and unparks that failed.", lambda m: m.failures),
             each("unpark_seconds", "gauge", "How long the last unpark took.", lambda m: m.seconds),
         ]
-
-
-async def _first(reader: asyncio.StreamReader) -> bytes | None:
-    """A client's first bytes, b"" when it waits for the server to begin; None when it has left.
-
-    Servers count the time from a connection to its request, so they get both at once.
-    """
-    try:
-        return await asyncio.wait_for(reader.read(_CHUNK), _FIRST) or None
-    except TimeoutError:
-        return b""
-
-
-def _end(writer: asyncio.StreamWriter) -> None:
-    """Say that nothing more comes; the other side may be gone already."""
-    with contextlib.suppress(OSError):
-        if writer.can_write_eof():
-            writer.write_eof()

@@ -9,13 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from cryoci.errors import CryociError, UsageError
+from cryoci.errors import ConflictError, CryociError, UsageError
 from cryoci.shim import engines, netns
-from cryoci.shim.engines import gpu
+from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
+from cryoci.shim.record import Record
 from cryoci.uses.guard_state import start_time
+from cryoci.uses.share_shelf import Shelf, Stored
 
 _WORDS = re.compile(r"(?P<name>[^=]+)=(?:(?P<host>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?P<port>\d+):(?P<inner>\d+)")
 _ALONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -30,7 +34,11 @@ class Member:
     `known` is its container, of first process `pid`; `rank` its place on the command line, first 0. `active`: it
     runs, as far as this daemon knows. `wanted` is since when somebody waits for it, 0 when nobody does. Of its
     `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic. `moving`: it is
-    being parked or unparked, `moves` how often it was. `gone`: the container has ended. `port` 0: it has no clients.
+    being parked, unparked or stored, `moves` how often it was. `gone`: the container has ended. `port` 0: it has no
+    clients. `rested`: it was parked because nobody had used it for long.
+
+    `stored` is what `shelf` has of it while it is no container. It is not stored before `kept`, because of `unstored`;
+    `closers` end its connections first, and `severed` says that some were.
     """
 
     name: str
@@ -49,9 +57,16 @@ class Member:
     connections: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    closers: dict[int, Callable[[], None]] = field(default_factory=dict)
+    stored: Stored | None = None
+    shelf: Shelf | None = None
+    kept: float = 0.0
+    unstored: str = ""
     problem: str = ""
     gone: bool = False
-    moving: bool = False
+    rested: bool = False
+    severed: bool = False
+    moving: int = 0
     moves: int = 0
     searched: float = 0.0
     known: Container | None = None
@@ -74,19 +89,29 @@ class Member:
             self.known, self.started = found, start_time(self.pid)
         return self.known
 
+    def check(self) -> None:
+        """Raise ConflictError unless it runs or is parked (blocking); what a killed daemon has left is repaired."""
+        container = self.container()
+        container.must_run()
+        if (Path(Record(container.root, container.id).directory) / processes.HELD).exists():
+            with suppress(ConflictError):  # a checkpoint of it is under way
+                gpu.repair(container)
+
     async def move(self, act: Callable[[], None]) -> None:
-        """`act`, which is `park` or `unpark`, by a thread. Raises what it raises."""
-        self.moving, self.moves = True, self.moves + 1
+        """`act`, which is `park`, `unpark` or `store`, by a thread. Raises what it raises."""
+        self.moving, self.moves = self.moving + 1, self.moves + 1
         try:
             await asyncio.to_thread(act)
         finally:
-            self.moving = False
+            self.moving -= 1
 
     def seen(self) -> str | None:
-        """running, parked or gone, as its process and its journal say (blocking); None while it is operated on."""
+        """running, parked, stored or gone, as process and journal say (blocking); None while it is operated on."""
         if not self.lock.acquire(blocking=False):
             return None
         try:
+            if self.stored is not None and not self._left_shelf():
+                return "stored"
             if not self.started or start_time(self.pid) != self.started:
                 if time.monotonic() - self.searched < _FIND_SECONDS:
                     return "gone"
@@ -101,15 +126,36 @@ class Member:
         finally:
             self.lock.release()
 
+    def _left_shelf(self) -> bool:
+        """Is there a container again of what is stored?"""
+        if self.stored is None or self.shelf is None or time.monotonic() - self.searched < _FIND_SECONDS:
+            return False
+        self.searched = time.monotonic()
+        self.stored = self.shelf.settle(self.name)
+        return self.stored is None
+
     def park(self) -> None:
         """Bring it out (blocking). Raises what parking raises."""
         with self.lock:
             gpu.park(self.container())
 
     def unpark(self) -> None:
-        """Bring it back (blocking). Raises SpaceError while there is no room for it, and what unparking raises."""
+        """Bring it back (blocking). Raises SpaceError while there is no room, what unparking and a restore raise."""
         with self.lock:
-            gpu.unpark(self.container())
+            if self.stored is None:
+                gpu.unpark(self.container())
+                return
+            assert self.shelf is not None
+            self.shelf.bring(self.stored)
+            self.stored = self.known = None
+
+    def store(self) -> None:
+        """Put it on the shelf (blocking), unless it is wanted by now. Raises as `Shelf.put`: it stays parked."""
+        with self.lock:
+            if self.wanted or self.busy or self.shelf is None:
+                return
+            self.stored = self.shelf.put(self.container(), severed=self.severed)
+            self.known, self.searched, self.severed = None, time.monotonic(), False
 
     def connect(self) -> socket.socket:
         """A connection to the container's port on its own loopback (blocking). Raises OSError, NotFoundError."""

@@ -10,12 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# It outlives whoever asked it to stop, and its service's control group: the container would get SIGPIPE.
-_SINK = """
-trap '' TERM INT HUP
-echo 0 > /sys/fs/cgroup/cgroup.procs
-exec cat > /dev/null
-"""
+from cryoci.shim.engines import streams
 
 
 @contextmanager
@@ -31,14 +26,7 @@ def own() -> Iterator[Callable[[str], None]]:
     kept = [os.dup(fd) for fd in (0, 1, 2)]  # not inheritable
     (nothing, end), (drain, sink) = os.pipe(), os.pipe()
     os.close(end)
-    subprocess.Popen(
-        ["sh", "-c", _SINK],
-        stdin=drain,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd="/",
-    )
+    streams.relay(drain, subprocess.DEVNULL)
     os.close(drain)
 
     def say(line: str) -> None:

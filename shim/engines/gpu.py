@@ -114,7 +114,7 @@ def unpark(container: Container) -> Parked:
                 f"container {container.name} is in the middle of a {held.purpose}",
                 hint="wait for it to end; if its cryoci was killed: `cryoci repair CONTAINER`",
             )
-        _check_room(held)
+        check_room(held.dump)
         seconds: dict[str, float] = {}
         with deferred():
             at = time.monotonic()
@@ -192,13 +192,13 @@ def _empty(container: Container) -> Hold:
     return held
 
 
-def _check_room(held: Hold) -> None:
+def check_room(dump: dumps.Dump) -> None:
     """Raise SpaceError unless each GPU has room: a restore that runs out of memory is lost for good."""
-    if not held.dump.tasks:
+    if not dump.tasks:
         return
     with nvml.opened() as management:
         here = {gpu.uuid: gpu for gpu in management.gpus()}
-        wanted = [one for one in held.dump.wanted if one.need]
+        wanted = [one for one in dump.wanted if one.need]
         select.choose(wanted, list(here.values()), {one.uuid: one.uuid for one in wanted})
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cryoci.errors import CheckpointError, ImageError, PrivilegeError, RestoreError, UnsupportedError
+from cryoci.shim import netns
 from cryoci.shim.criu import images
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import probe
-from cryoci.shim.engines import restore_bare, restore_podman
+from cryoci.shim.engines import restore_bare, restore_podman, streams
 from cryoci.shim.engines.container import Container, runtime_argv
 from cryoci.shim.engines.options import Restored, RestoreOptions, criu_flags, read_dump
 
@@ -94,11 +95,11 @@ def in_place(container: Container, directory: Path, criu: CriuOptions) -> None:
             *criu_flags(criu, "restore"),
             container.id,
         )
-        # /dev/null: the engine-less container's old pipes are gone with whoever held them
-        result = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        # the engine-less container's old pipes are gone with whoever held them
+        with streams.lasting(quiet=True) as its:
+            result = subprocess.run(argv, stdin=its.stdin, stdout=its.stdout, stderr=its.stderr)
         if result.returncode != 0:
             raise RestoreError(f"command failed with status {result.returncode}: {shlex.join(argv)}")
+        netns.raise_loopback(int(container.state()["pid"]))
     if container.status != "running":
         raise CheckpointError(f"container {container.name} is {container.status} after the restore in place")

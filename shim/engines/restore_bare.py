@@ -21,7 +21,7 @@ from cryoci.shim import netns, paths, record, rootfs, untrusted
 from cryoci.shim.criu import log
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject as devices
-from cryoci.shim.engines import engines_own, wake
+from cryoci.shim.engines import engines_own, streams, wake
 from cryoci.shim.engines.container import runtime_argv
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, criu_flags, read_dump
@@ -31,7 +31,8 @@ from cryoci.shim.gpu.restoring import MAP_VARIABLE
 def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu: CriuOptions) -> Restored:
     """Restore under runc or crun. Raises RestoreError, ConflictError...; nothing is left then.
 
-    The container gets this process' stdin, stdout and stderr, as with the runtimes' own restore.
+    The container gets this process' stdin, stdout and stderr, as with the runtimes' own restore; a detached one by
+    pipes, so that it can be checkpointed again (streams).
     """
     started = time.monotonic()
     old = own.get("container")
@@ -168,8 +169,17 @@ def _run(
         )
         environment = {**os.environ, MAP_VARIABLE: options.device_map}
         if options.detach:
-            with deferred():
-                status = subprocess.run(argv, start_new_session=True, env=environment).returncode
+            with deferred(), streams.lasting() as its:
+                status = subprocess.run(
+                    argv,
+                    stdin=its.stdin,
+                    stdout=its.stdout,
+                    stderr=its.stderr,
+                    start_new_session=True,
+                    env=environment,
+                ).returncode
+                if status != 0:
+                    its.drain()  # it says why
         else:
             status = _follow(argv, environment, pid_file, options, made)
         if not options.detach and pid_file.is_file():

@@ -33,15 +33,40 @@ def faults(node: Node, *lines: str) -> None:
     node.write(FAULTS, "".join(f"{line}\n" for line in lines))
 
 
-class Trainer:
-    """A bare container `name` on `node` whose first process computes on a GPU, and `children` beside it."""
+# Starts the program that computes, and tells over HTTP what it says.
+_SERVER = """
+import http.server, subprocess, sys
+port, status, *words = sys.argv[1:]
+subprocess.Popen(["python3", "-u", "/app/trainer.py", status, *words])
+class Status(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = open(status, "rb").read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+http.server.ThreadingHTTPServer(("", int(port)), Status).serve_forever()
+"""
 
-    def __init__(self, node: Node, name: str, *, devices: str, children: int = 0, mib: int = 1) -> None:
+
+class Trainer:
+    """A bare container `name` on `node` whose first process computes on a GPU, and `children` beside it.
+
+    With `port` its first process is a server there, which tells the status of the other, that computes.
+    """
+
+    def __init__(
+        self, node: Node, name: str, *, devices: str, children: int = 0, mib: int = 1, port: int = 0
+    ) -> None:
         self.node = node
         self.name = name
         self.children = children
         self._devices = devices
         self._mib = mib
+        self._port = port
 
     @property
     def bundle(self) -> str:
@@ -65,6 +90,8 @@ class Trainer:
             "--children",
             str(self.children),
         ]
+        if self._port:
+            argv = ["python3", "-u", "-c", _SERVER, str(self._port), *argv[3:]]
         config["process"]["args"] = argv
         for kind in config["process"]["capabilities"].values():
             kind.append("CAP_IPC_LOCK")  # what stands for GPU memory is locked memory
