@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cryoci.amounts import printable as printable
+from cryoci.amounts import rate as rate
+from cryoci.amounts import seconds as seconds
+from cryoci.amounts import size as size
+
 if TYPE_CHECKING:
     from cryoci.ociimage.progress import Progress
     from cryoci.ociimage.transport import RegistryOptions
@@ -21,32 +26,15 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def size(n: int | None) -> str:
-    """`n` bytes for people: 1.5 GB; powers of 1000, as disks and networks count."""
-    if n is None:
-        return "?"
-    value = float(n)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
-
-
-def seconds(t: float) -> str:
-    """`t` seconds for people."""
-    return f"{t:.2f} s" if t < 10 else f"{t:.0f} s" if t < 120 else f"{t / 60:.1f} min"
-
-
-def rate(n: int, t: float) -> str:
-    """Bytes per second for people."""
-    return f"{size(int(n / t))}/s" if t > 0 else ""
-
-
 def warn(messages: Sequence[str]) -> None:
     """What did not go well, and was no reason to fail, on stderr."""
     for message in messages:
         click.echo(f"cryoci: warning: {printable(message)}", err=True)
+
+
+def complain(message: str) -> None:
+    """One warning, on stderr."""
+    warn([message])
 
 
 def emit_json(value: Any) -> None:
@@ -101,11 +89,6 @@ def pairs(items: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         click.echo(f"{name + ':':<{width + 2}}{printable(value)}")
-
-
-def printable(text: str) -> str:
-    """`text` without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def parked(done: Any, *, as_json: bool, quiet: bool) -> None:
@@ -216,5 +199,13 @@ timeline_option = click.option(
     "--timeline",
     metavar="FILE",
     help="Write where seconds and bytes went: FILE.json, or FILE.html to look at.",
+)
+report_option = click.option(
+    "--report",
+    metavar="FILE.html",
+    help="Write a page about it: times, sizes, processes, memory map, GPUs, warnings; also when it fails.",
+)
+page_option = click.option(
+    "--report", "page", metavar="FILE.html", help="Write it to a page: sizes, processes, memory map, GPUs."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
