@@ -82,7 +82,7 @@ def _warnings(operation: Operation, held: Held | None, problem: str) -> list[str
         return found
     found += [*held.report.problems, *held.problems]
     for one in held.report.compatibility:
-        if one.verdict in (compat.WARNING, compat.PROBLEM):
+        if one.verdict == compat.PROBLEM:  # what is merely odd stands in the table
             found.append(f"{one.subject}: {one.why or f'{one.there} there, {one.here} here'}")
     if not held.report.complete and not held.report.problems:
         found.append(
