@@ -23,7 +23,7 @@ from typing import Any
 from cryoci import files
 from cryoci.errors import ImageError, NotFoundError, PrivilegeError, SpaceError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import blob, strictjson
+from cryoci.ociimage import blob, nearby, strictjson
 from cryoci.ociimage.manifest import (
     INDEX,
     INDEX_TYPES,
@@ -141,6 +141,9 @@ class Layout:
     def raw_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """A blob's bytes, not verified: for `put_blob` of another store, which does that."""
         digest = descriptor.digest
+        if (near := nearby.chunks(nearby.of_layout(self.path), descriptor)) is not None:
+            yield from near
+            return
         try:
             file = open(self._file(digest), "rb", buffering=0, opener=_regular)  # noqa: SIM115
         except FileNotFoundError as e:
