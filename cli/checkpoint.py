@@ -105,8 +105,8 @@ def command(
     from cryoci.files import scratch
     from cryoci.ociimage import image, reference
     from cryoci.shim import engines
-    from cryoci.shim.engines.checkpoint import checkpoint
     from cryoci.shim.engines.options import DumpOptions
+    from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
     from cryoci.uses.report import reporting
 
@@ -152,7 +152,7 @@ def command(
             )
         options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks, lineage.local)
         if isinstance(goal, reference.DirectoryRef):
-            with checkpoint(found, goal.path, options) as done:
+            with dumping(found, goal.path, options, output.part(progress)) as done:
                 pass
             files = lineage.finish(goal.path, thin=thin)
             done.warnings += lineage.notes
@@ -162,7 +162,10 @@ def command(
             )
             return
         assert isinstance(goal, (reference.LayoutRef, reference.RegistryRef))
-        with scratch("checkpoint.") as place, checkpoint(found, place / "checkpoint", options) as done:
+        with (
+            scratch("checkpoint.") as place,
+            dumping(found, place / "checkpoint", options, output.part(progress)) as done,
+        ):
             with trace.span("store") as stored:
                 result = image.push(
                     done.directory,

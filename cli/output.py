@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,7 +20,7 @@ from cryoci.amounts import seconds as seconds
 from cryoci.amounts import size as size
 
 if TYPE_CHECKING:
-    from cryoci.ociimage.progress import Progress
+    from cryoci.ociimage.progress import Progress, Work
     from cryoci.ociimage.transport import RegistryOptions
     from cryoci.ociimage.trust.policy import Verdict
 
@@ -35,6 +36,11 @@ def warn(messages: Sequence[str]) -> None:
 def complain(message: str) -> None:
     """One warning, on stderr."""
     warn([message])
+
+
+def note(message: str) -> None:
+    """A line about what goes on, on stderr."""
+    click.echo(printable(message), err=True)
 
 
 def emit_json(value: Any) -> None:
@@ -112,6 +118,31 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    with _bars(sys.stderr) as made:
+        yield made
+
+
+def terminal() -> IO[str] | None:
+    """The terminal that stderr is now, whatever becomes of stderr; None when it is none."""
+    return os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else None
+
+
+def work(say: Callable[[str], None], where: IO[str] | None) -> Work:
+    """What a daemon tells of each piece of its work: bars on the terminal `where`, else a line now and then."""
+    from cryoci.ociimage.progress import lines
+
+    return lines(say) if where is None else lambda name: _bars(where, name)
+
+
+def part(progress: Progress | None) -> Work:
+    """Pieces of work that are told by bars which are there already, if any are."""
+    from cryoci.ociimage.progress import silent
+
+    return (lambda name: nullcontext(progress.named(name))) if isinstance(progress, _Bars) else silent
+
+
+@contextmanager
+def _bars(terminal: IO[str], work: str = "") -> Iterator[Progress]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -121,21 +152,26 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
         rich.DownloadColumn(),
         rich.TransferSpeedColumn(),
         rich.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=terminal, force_terminal=True),
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # else its lines are for a file
     )
     with bars:
-        yield _Bars(bars)
+        yield _Bars(bars, work)
 
 
 class _Bars:
     """Progress as rich's bars."""
 
-    def __init__(self, bars: Any) -> None:
-        self._bars = bars
+    def __init__(self, bars: Any, work: str) -> None:
+        self._bars, self._work = bars, work
+
+    def named(self, work: str) -> _Bars:
+        """The same bars, whose names begin with `work`."""
+        return _Bars(self._bars, work)
 
     def start(self, name: str, total: int | None) -> object:
-        return self._bars.add_task(printable(name), total=total)
+        return self._bars.add_task(printable(f"{self._work} {name}".strip()), total=total)
 
     def advance(self, token: object, n: int) -> None:
         self._bars.advance(token, n)
