@@ -108,7 +108,7 @@ def command(
     from cryoci.shim.engines.options import DumpOptions
     from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
-    from cryoci.uses.report import reporting
+    from cryoci.uses.reporting import reporting
 
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)

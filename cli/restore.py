@@ -73,7 +73,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
     from cryoci.uses import incremental
-    from cryoci.uses.report import reporting
+    from cryoci.uses.reporting import reporting
 
     need_root()
     criu = criu_options.take(rest)

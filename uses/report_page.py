@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a `uses.report.Operation`: its head, and one section for each thing that somebody may ask."""
+"""The page of an `Operation` (reporting.py): its head, and one section for each thing that somebody may ask."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from cryoci.page import (
     tiles,
 )
 from cryoci.shim.gpu.dump import Dump
-from cryoci.uses.report import Held, Operation
+from cryoci.uses.report import Held
 from cryoci.uses.report_memory import memory, processes
+from cryoci.uses.reporting import Operation
 
 _ROWS, _UNFOLDED = 200, 10  # of a table of layers or files: the most, and those that are seen at once
 _TONES = {compat.OK: "good", compat.WARNING: "warn", compat.PROBLEM: "bad", compat.UNKNOWN: ""}

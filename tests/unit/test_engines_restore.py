@@ -276,10 +276,11 @@ PODMAN = """#!/bin/sh
 echo "$*" >>{base}/podman-calls
 case "$*" in
     info*) echo '{{"store": {{"volumePath": "{base}/volumes", "graphRoot": "{base}/storage"}}}}' ;;
-    "image exists"*|"container exists"*|"volume exists"*) grep -qxF -- "$4" {base}/exists ;;
+    "volume exists"*) grep -qxF -- "$4" {base}/exists ;;
+    "image inspect"*json*) grep -qxF -- "{image}" {base}/exists && echo '{image} ["img"] []' ;;
     "image inspect"*) echo {image} ;;
     *pull*) exit {pull} ;;
-    ps*) ;;
+    ps*) while read line; do echo "$line name-$line"; echo "id-$line $line"; done <{base}/exists ;;
     "container restore"*) echo 'Error: it cannot be' >&2; exit 125 ;;
     *) exit 1 ;;
 esac

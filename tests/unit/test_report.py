@@ -21,7 +21,7 @@ from cryoci.ociimage.criu.memory import Area
 from cryoci.page import text
 from cryoci.shim import paths
 from cryoci.timeline import Recorded, Step
-from cryoci.uses import memory_map, report
+from cryoci.uses import memory_map, report, reporting
 from cryoci.uses.report_page import page
 from tests import pages
 from tests.unit import criu_images as made
@@ -74,9 +74,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return place
 
 
-def operation(**more: object) -> report.Operation:
+def operation(**more: object) -> reporting.Operation:
     steps = [Step("dump", "span", 0.1, 0.7, 0), Step(f"runc {HOSTILE}", "call", 0.2, 0.5, 1, 4_000_000)]
-    done = report.Operation(f"cryoci checkpoint {HOSTILE}", recorded=Recorded(steps, 0.9), ended=1.79e9)
+    done = reporting.Operation(f"cryoci checkpoint {HOSTILE}", recorded=Recorded(steps, 0.9), ended=1.79e9)
     done.seconds, done.warnings, done.made = {"dump": 0.7}, [f"a hook: {HOSTILE}"], [("id", HOSTILE)]
     for name, value in more.items():
         setattr(done, name, value)
@@ -106,7 +106,7 @@ def test_the_same_map_of_an_image(checkpoint: Path, tmp_path: Path, monkeypatch:
     assert done.exit_code == 0, done.exception
     local, there = report.look(reference.parse("web:1")), report.look(reference.DirectoryRef(checkpoint))
     assert local.maps == there.maps and local.gpus == there.gpus
-    found = pages.check(page(report.Operation("x", ended=1.0), local, ""))
+    found = pages.check(page(reporting.Operation("x", ended=1.0), local, ""))
     assert "largest first" in found.text and "metadata" in found.text
 
 
