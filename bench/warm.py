@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a server takes to its first answer: started, and restored from wherever its image may lie.
 
-    python -m bench.warm [--mib 256] [--rounds 5] [--timeline DIR]          in fresh test nodes (root)
+    python -m bench.warm [--mib 256] [--rounds 5] [--timeline DIR] [--before CHECKOUT]     in fresh test nodes (root)
 
 The server is a Python program in podman that imports two hundred modules and computes tables of --mib MiB before it
 listens (real work). It is baked on one node. On another, which has its base image, it is started from scratch and
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Way:
         answer = node.run(["nsenter", "-t", pid, "-n", "python3", "-c", _ASK], timeout=600).stdout.decode()
         self.seconds.append(time.monotonic() - began)
         node.run(["podman", "rm", "--force", "--time=0", NAME])
-        if self.argv[0] == "cryoci":
+        if self.argv[0] != "podman":
             value: dict[str, Any] = json.loads(said)
             found = {
                 **value["container"]["seconds"],
@@ -106,6 +107,11 @@ class Way:
             for step, seconds in found.items():
                 self.steps.setdefault(step, []).append(seconds)
         return answer
+
+
+def copy(checkout: Path, target: Path) -> None:
+    """The packages of a checkout, whose rooms are links."""
+    shutil.copytree(checkout / "cryoci", target / "cryoci", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def main() -> None:
@@ -145,15 +151,28 @@ def main() -> None:
         blobs = sorted(node.sh("ls /var/lib/cryoci/images/blobs/sha256").split())
         paths = [f"/var/lib/cryoci/images/blobs/sha256/{name}" for name in blobs]
         local = "warm/served:1"
+        start = ["podman", f"--runtime={options.runtime}", "run", "--detach", "--quiet"]
         forget = ["python3", "-c", _FORGET, *paths]
         ways = [
-            Way("started from scratch", ["podman", "run", "--detach", "--quiet", f"--name={NAME}", *run]),
+            Way("started from scratch", [*start, f"--name={NAME}", *run]),
             Way("registry", [*restore, image]),
             Way("store, cold", [*restore, local], lambda: node.run(forget)),
             Way("store, page cache", [*restore, local], lambda: node.run(["cryoci", "warm", local])),
             Way("tmpfs", [*restore, local], lambda: node.run(["cryoci", "warm", "--to=tmpfs", local])),
             Way("directory", [*restore, "/srv/served"]),
         ]
+        if options.before:
+            copy(options.before, node.path("/srv/before"))
+            other = [
+                "env",
+                "PYTHONPATH=/srv/before",
+                "python3",
+                "-m",
+                "cryoci.cli.main",
+                *restore[1:],
+                local,
+            ]
+            ways.append(Way("page cache, before", other, lambda: node.run(["cryoci", "warm", local])))
         answers = set()
         for number in range(options.rounds):
             for way in ways:

@@ -29,7 +29,7 @@ from cryoci.errors import (
     UnsupportedError,
 )
 from cryoci.files import scratch
-from cryoci.shim import cgroup, underlying, untrusted
+from cryoci.shim import cgroup, handover, underlying, untrusted
 from cryoci.shim.config import load
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject
@@ -42,8 +42,9 @@ from cryoci.shim.gpu.restoring import MAP_ANNOTATION
 from cryoci.shim.memory import index as memory
 from cryoci.shim.restore import made_by
 
-# What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
+_OURS = "cryoci-runtime"  # as `cryoci install` names it to podman
 _MOMENT = 0.2  # seconds that a restored process must live to count
+# What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
 _FILES = ("network.status", "devshm-checkpoint.tar", "rootfs-diff.tar", "deleted.files", "ctr.log")
 
 
@@ -82,10 +83,15 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:
         undo.callback(_clean, before, volumes)
-        with scratch("import.") as place:
-            archive = place / "archive.tar"
+        containers = Path(storage["graphRoot"]) / "overlay-containers"
+        with ExitStack() as held:
+            left = frozenset[str]()
+            if used == _OURS:  # a plain runtime knows nothing of what is not in the archive
+                noted = config["spec"]["annotations"]
+                left = held.enter_context(handover.offered(images, str(containers), noted))
+            archive = held.enter_context(scratch("import.")) / "archive.tar"
             with trace.timed(seconds, "archive"):
-                _write_archive(directory, config, archive)
+                _write_archive(directory, config, archive, left)
             argv = ["podman", "container", "restore", f"--import={archive}"]
             if options.name:
                 argv.append(f"--name={options.name}")
@@ -93,7 +99,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
             with trace.timed(seconds, "restore"):
-                _import(argv, name, Path(storage["graphRoot"]))
+                _import(argv, name, containers)
         made = _running(name, devices)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
@@ -255,8 +261,16 @@ def _mount_volumes(config: dict[str, Any], volumes: str) -> None:
             )
 
 
-def _write_archive(directory: Path, config: dict[str, Any], archive: Path) -> None:
-    """The archive that `podman container restore --import` takes, with nothing in it that was not checked."""
+def _write_archive(directory: Path, config: dict[str, Any], archive: Path, left: frozenset[str]) -> None:
+    """The archive that `podman container restore --import` takes, with nothing in it that was not checked.
+
+    CRIU's images called `left` stay out.
+    """
+
+    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        folder, _, name = member.name.rpartition("/")
+        return None if folder == "checkpoint" and name in left else member
+
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, value in (("config.dump", config), ("spec.dump", config["spec"])):
             data = json.dumps(value).encode()
@@ -268,11 +282,11 @@ def _write_archive(directory: Path, config: dict[str, Any], archive: Path) -> No
                 tar.add(directory / name, name, recursive=False)
         for folder in ("artifacts", "checkpoint", "pre-checkpoint", "volumes"):
             if (directory / folder).is_dir():
-                tar.add(directory / folder, folder)
+                tar.add(directory / folder, folder, filter=wanted)
 
 
-def _import(argv: list[str], name: str, storage: Path) -> None:
-    with watching(storage / "overlay-containers") as watch:
+def _import(argv: list[str], name: str, containers: Path) -> None:
+    with watching(containers) as watch:
         result = whole(argv)
         watch.stop()
         if result.returncode == 0:
@@ -285,7 +299,7 @@ def _import(argv: list[str], name: str, storage: Path) -> None:
     said = result.stderr.decode(errors="replace").strip()
     if "no space left on device" in said.lower():
         raise SpaceError(
-            f"podman could not restore {name}: its storage {storage} is full",
+            f"podman could not restore {name}: its storage {containers.parent} is full",
             hint=f"make room there: podman image prune, podman system df ({said})",
         )
     raise RestoreError(
