@@ -60,6 +60,6 @@ def command(directory: Path, to: str, keep: int | None, settle: str, compression
         registry=output.options(**where),
     )
     with unwinding():
-        made = agent.Agent(options, click.echo)
+        made = agent.Agent(options, click.echo, output.work(click.echo, output.terminal()))
         with metrics.serving(address, made.metrics):
             made.run()

@@ -112,9 +112,16 @@ def command(
             hooks=app_options.take(rest),
         ),
     )
-    with unwinding(), output.progress(quiet or as_json) as progress:
+    say = (lambda line: None) if quiet or as_json else output.note
+    terminal = None if quiet or as_json else output.terminal()
+    with unwinding():
         made = bake.bake(
-            recipe, goal, compression=compression, progress=progress, registry_options=output.options(**rest)
+            recipe,
+            goal,
+            compression=compression,
+            registry_options=output.options(**rest),
+            say=say,
+            work=output.work(say, terminal),
         )
     output.warn(made.warnings)
     if as_json:

@@ -55,6 +55,7 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @criu_options.for_dump
 @output.registry_options
 @output.timeline_option
+@output.report_option
 @output.json_option
 @output.quiet_option
 def command(
@@ -68,6 +69,7 @@ def command(
     backend: str,
     encrypt_to: tuple[str, ...],
     timeline: str | None,
+    report: str | None,
     incremental: bool,
     parent: str | None,
     thin: bool,
@@ -97,15 +99,16 @@ def command(
       cryoci checkpoint db --tcp-established --file-locks --volumes -o ./db-checkpoint
     """
     from cryoci import trace
+    from cryoci.cli import node
     from cryoci.cli.signals import unwinding
     from cryoci.errors import UsageError
     from cryoci.files import scratch
     from cryoci.ociimage import image, reference
     from cryoci.shim import engines
-    from cryoci.shim.engines.checkpoint import checkpoint
     from cryoci.shim.engines.options import DumpOptions
-    from cryoci.timeline import recording
+    from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
+    from cryoci.uses.reporting import reporting
 
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
@@ -131,7 +134,14 @@ def command(
     registry = output.options(**rest)
     goal = ref or reference.parse(found.name)
     with (
-        recording(timeline, f"cryoci checkpoint {container}"),
+        reporting(
+            report,
+            timeline,
+            f"cryoci checkpoint {container}",
+            complain=output.complain,
+            node=node.here,
+            registry_options=registry,
+        ) as told,
         unwinding(),
         output.progress(quiet or as_json) as progress,
     ):
@@ -142,16 +152,20 @@ def command(
             )
         options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks, lineage.local)
         if isinstance(goal, reference.DirectoryRef):
-            with checkpoint(found, goal.path, options) as done:
+            with dumping(found, goal.path, options, output.part(progress)) as done:
                 pass
             files = lineage.finish(goal.path, thin=thin)
             done.warnings += lineage.notes
+            told.ref, told.seconds, told.warnings = goal, done.seconds, done.warnings
             _report(
                 done, None, str(goal), as_json=as_json, quiet=quiet, files=files if incremental else None
             )
             return
         assert isinstance(goal, (reference.LayoutRef, reference.RegistryRef))
-        with scratch("checkpoint.") as place, checkpoint(found, place / "checkpoint", options) as done:
+        with (
+            scratch("checkpoint.") as place,
+            dumping(found, place / "checkpoint", options, output.part(progress)) as done,
+        ):
             with trace.span("store") as stored:
                 result = image.push(
                     done.directory,
@@ -166,7 +180,8 @@ def command(
                 stored["bytes"] = result.raw_size
             if leave_running:
                 lineage.stored(done.directory, goal, result.digest)
-    done.warnings += lineage.notes
+        done.warnings += lineage.notes
+        told.ref, told.seconds, told.warnings = goal, done.seconds, done.warnings
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 
 

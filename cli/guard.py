@@ -108,8 +108,9 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
         registry=output.options(**rest),
         incremental=sharing,
     )
+    terminal = output.terminal()  # of now: stdio is another in the block
     with unwinding(), stdio.own() as say:
-        made = guard.Guard(container, options, say)
+        made = guard.Guard(container, options, say, output.work(say, terminal))
         with metrics.serving(address, made.metrics):
             made.run()
 

@@ -24,8 +24,9 @@ from cryoci.cli import output, sealing
 @click.option("--fetch", is_flag=True, help="Fetch layers that do not say what they hold, however large.")
 @sealing.decrypt_options
 @output.registry_options
+@output.page_option
 @output.json_option
-def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
+def command(references: tuple[str, ...], page: str | None, as_json: bool, **rest: Any) -> None:
     """Show each REF: an image (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), a directory, or an engine's archive.
 
     Of an image only its manifest and its small first layer are read, so this is quick for any size; memory
@@ -36,17 +37,28 @@ def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
     \b
     Examples:
       cryoci inspect counter:1
+      cryoci inspect --report counter.html counter:1
       cryoci inspect --all ./podman-export.tar.zst
       cryoci inspect --json registry.example.com/team/counter:1
     """
     from cryoci.cli import node, render
+    from cryoci.errors import UsageError
     from cryoci.ociimage import reference, report
+    from cryoci.uses.report import write
 
+    if page and len(references) > 1:
+        raise UsageError("--report is of one checkpoint", hint="name one REF")
     shown = {key: rest.pop(key) for key in ("files", "sockets", "mounts", "stats", "annotations", "cmd")}
     everything, env, pid, fetch = (rest.pop(key) for key in ("show_all", "env", "pid", "fetch"))
     shown = {key: value or everything for key, value in shown.items()}
     here = node.here()
     identities = sealing.identities(rest)
+    if page:
+        ref = reference.parse(references[0])
+        write(page, ref, node=here, registry_options=output.options(**rest), identities=identities)
+        if not as_json:
+            click.echo(f"wrote {page}")
+            return
     found = []
     for text in references:
         found.append(

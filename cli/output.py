@@ -5,48 +5,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cryoci.amounts import printable as printable
+from cryoci.amounts import rate as rate
+from cryoci.amounts import seconds as seconds
+from cryoci.amounts import size as size
+
 if TYPE_CHECKING:
-    from cryoci.ociimage.progress import Progress
+    from cryoci.ociimage.progress import Progress, Work
     from cryoci.ociimage.transport import RegistryOptions
     from cryoci.ociimage.trust.policy import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def size(n: int | None) -> str:
-    """`n` bytes for people: 1.5 GB; powers of 1000, as disks and networks count."""
-    if n is None:
-        return "?"
-    value = float(n)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
-
-
-def seconds(t: float) -> str:
-    """`t` seconds for people."""
-    return f"{t:.2f} s" if t < 10 else f"{t:.0f} s" if t < 120 else f"{t / 60:.1f} min"
-
-
-def rate(n: int, t: float) -> str:
-    """Bytes per second for people."""
-    return f"{size(int(n / t))}/s" if t > 0 else ""
-
-
 def warn(messages: Sequence[str]) -> None:
     """What did not go well, and was no reason to fail, on stderr."""
     for message in messages:
         click.echo(f"cryoci: warning: {printable(message)}", err=True)
+
+
+def complain(message: str) -> None:
+    """One warning, on stderr."""
+    warn([message])
+
+
+def note(message: str) -> None:
+    """A line about what goes on, on stderr."""
+    click.echo(printable(message), err=True)
 
 
 def emit_json(value: Any) -> None:
@@ -103,11 +97,6 @@ def pairs(items: Sequence[tuple[str, str]]) -> None:
         click.echo(f"{name + ':':<{width + 2}}{printable(value)}")
 
 
-def printable(text: str) -> str:
-    """`text` without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def parked(done: Any, *, as_json: bool, quiet: bool) -> None:
     """What `cryoci park` or `unpark` did."""
     if as_json:
@@ -129,6 +118,31 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    with _bars(sys.stderr) as made:
+        yield made
+
+
+def terminal() -> IO[str] | None:
+    """The terminal that stderr is now, whatever becomes of stderr; None when it is none."""
+    return os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else None
+
+
+def work(say: Callable[[str], None], where: IO[str] | None) -> Work:
+    """What a daemon tells of each piece of its work: bars on the terminal `where`, else a line now and then."""
+    from cryoci.ociimage.progress import lines
+
+    return lines(say) if where is None else lambda name: _bars(where, name)
+
+
+def part(progress: Progress | None) -> Work:
+    """Pieces of work that are told by bars which are there already, if any are."""
+    from cryoci.ociimage.progress import silent
+
+    return (lambda name: nullcontext(progress.named(name))) if isinstance(progress, _Bars) else silent
+
+
+@contextmanager
+def _bars(terminal: IO[str], work: str = "") -> Iterator[Progress]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -138,21 +152,26 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
         rich.DownloadColumn(),
         rich.TransferSpeedColumn(),
         rich.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=terminal, force_terminal=True),
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # else its lines are for a file
     )
     with bars:
-        yield _Bars(bars)
+        yield _Bars(bars, work)
 
 
 class _Bars:
     """Progress as rich's bars."""
 
-    def __init__(self, bars: Any) -> None:
-        self._bars = bars
+    def __init__(self, bars: Any, work: str) -> None:
+        self._bars, self._work = bars, work
+
+    def named(self, work: str) -> _Bars:
+        """The same bars, whose names begin with `work`."""
+        return _Bars(self._bars, work)
 
     def start(self, name: str, total: int | None) -> object:
-        return self._bars.add_task(printable(name), total=total)
+        return self._bars.add_task(printable(f"{self._work} {name}".strip()), total=total)
 
     def advance(self, token: object, n: int) -> None:
         self._bars.advance(token, n)
@@ -216,5 +235,13 @@ timeline_option = click.option(
     "--timeline",
     metavar="FILE",
     help="Write where seconds and bytes went: FILE.json, or FILE.html to look at.",
+)
+report_option = click.option(
+    "--report",
+    metavar="FILE.html",
+    help="Write a page about it: times, sizes, processes, memory map, GPUs, warnings; also when it fails.",
+)
+page_option = click.option(
+    "--report", "page", metavar="FILE.html", help="Write it to a page: sizes, processes, memory map, GPUs."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @criu_options.for_restore
 @output.registry_options
 @output.timeline_option
+@output.report_option
 @output.json_option
 @output.quiet_option
 def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: bool, **rest: Any) -> None:
@@ -70,6 +72,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
       cryoci restore /var/lib/kubelet/checkpoints/checkpoint-web_team-app-2026-11-25T10:00:00Z.tar --detach
     """
     from cryoci import trace
+    from cryoci.cli import node
     from cryoci.cli.signals import settle, unwinding
     from cryoci.files import scratch
     from cryoci.ociimage import archive, image, reference
@@ -77,8 +80,8 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
-    from cryoci.timeline import recording
     from cryoci.uses import foreign, incremental
+    from cryoci.uses.reporting import reporting
 
     need_root()
     criu = criu_options.take(rest)
@@ -102,12 +105,25 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     source = reference.parse(ref)
     pulled = None
     gate = Gate(source, output.options(**registry))
-    with recording(timeline, f"cryoci restore {ref}"), unwinding(), scratch("restore.") as place:
+    with (
+        unwinding(),
+        scratch("restore.") as place,
+        reporting(
+            rest["report"],
+            timeline,
+            f"cryoci restore {ref}",
+            complain=output.complain,
+            node=node.here,
+            registry_options=gate.options,
+            identities=identities,
+        ) as told,
+    ):
         directory = place / "checkpoint"
         if isinstance(source, reference.DirectoryRef):
             gate(None, None)
             archive.validate(source.path)
             directory = source.path.resolve()
+            told.ref = source
         else:
             with output.progress(quiet or as_json) as progress, trace.span("fetch") as fetched:
                 pulled = image.pull(
@@ -119,11 +135,17 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
                     identities=identities,
                 )
                 fetched["bytes"] = pulled.raw_size
+            # an archive is not read twice, and an image is what was restored, whatever its tag means by now
+            told.ref = reference.DirectoryRef(directory)
+            if not isinstance(source, reference.ArchiveRef):
+                told.ref = dataclasses.replace(source, digest=pulled.digest)
         output.verdict(gate.verdict)
         adopted = foreign.adopt(directory, options, place, gate.options)
         for note in () if quiet else adopted.notes:
             click.echo(output.printable(f"cryoci: {note}"), err=True)
         done = restore(adopted.directory, adopted.options)
+        told.seconds, told.warnings = done.seconds, done.warnings
+        told.made = [("restored as", done.name), ("id", done.id), ("under", done.engine)]
     if done.status is not None:
         sys.exit(done.status)
     if not isinstance(source, reference.ArchiveRef):

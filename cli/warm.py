@@ -11,35 +11,103 @@ from cryoci.cli import output
 
 
 @click.command("warm", short_help="Fetch images and their base images, so that a restore needs no registry.")
-@click.argument("images", nargs=-1, required=True, metavar="REF...")
+@click.argument("images", nargs=-1, metavar="[REF...]")
+@click.option(
+    "--to",
+    "place",
+    type=click.Choice(["cache", "tmpfs"]),
+    default="cache",
+    show_default=True,
+    help="cache: the local store and the page cache, from which the kernel may evict it; tmpfs: memory, where it "
+    "stays until it is dropped or the node restarts.",
+)
+@click.option(
+    "--limit",
+    metavar="SIZE",
+    help="Of all images in tmpfs together, like 8G. Default: what it was, or a quarter of the memory.",
+)
+@click.option("--list", "listed", is_flag=True, help="Show the images in tmpfs.")
+@click.option("--drop", is_flag=True, help="Take REF out of tmpfs; all without REF.")
 @output.registry_options
 @output.json_option
 @output.quiet_option
-def command(images: tuple[str, ...], as_json: bool, quiet: bool, **where: Any) -> None:
-    """Fetch each checkpoint image REF into the local store and the page cache, and its base image into podman.
+def command(
+    images: tuple[str, ...],
+    place: str,
+    limit: str | None,
+    listed: bool,
+    drop: bool,
+    as_json: bool,
+    quiet: bool,
+    **where: Any,
+) -> None:
+    """Fetch each checkpoint image REF to this node, and its base image into podman.
 
-    What is there already is not fetched again, but read once more. Restore by the name that is printed.
+    With --to cache it goes to the local store: restore it by the name that is printed, and no registry is asked.
+    With --to tmpfs its layers stay in memory, and whatever reads REF here (restore, pull, inspect) takes them from
+    there, verified as ever; a registry is asked for the manifest alone. What is there already is not fetched again.
 
     \b
     Examples:
       cryoci warm registry.example:5000/warm/llm:1
       cryoci restore warm/llm:1 --detach
+      cryoci warm --to tmpfs --limit 40G registry.example:5000/warm/llm:1
+      cryoci warm --list
+      cryoci warm --drop registry.example:5000/warm/llm:1
     """
+    from cryoci.errors import UsageError
     from cryoci.ociimage import reference
-    from cryoci.uses import warm
+    from cryoci.shim.criu.options import parse_size
+    from cryoci.uses import warm, warm_memory
 
     refs = [reference.parse(text) for text in images]
+    if listed and (images or drop):
+        raise UsageError("--list shows all and does nothing else", hint="leave out REF and --drop")
+    if listed:
+        _list(warm_memory.usage(), as_json=as_json)
+        return
+    if drop:
+        known = [ref for ref in refs if isinstance(ref, (reference.LayoutRef, reference.RegistryRef))]
+        if len(known) < len(refs):
+            raise UsageError("only images are in memory", hint="see `cryoci warm --list`")
+        gone = warm_memory.drop(known or None)
+        output.emit_json(gone) if as_json else click.echo(
+            "\n".join(gone) if gone else "nothing was in memory"
+        )
+        return
+    if not refs:
+        raise UsageError("which image?", hint="cryoci warm REF, or cryoci warm --list")
+    if limit and place != "tmpfs":
+        raise UsageError("--limit is for --to tmpfs: the kernel rules the page cache", hint="leave it out")
+    most = parse_size(limit, "--limit") if limit else None
     options = output.options(**where)
     done = []
     with output.progress(quiet or as_json) as progress:
         for ref in refs:
-            done.append(warm.warm(ref, progress=progress, registry_options=options))
+            if place == "tmpfs":
+                done.append(warm.hold(ref, most, progress=progress, registry_options=options))
+            else:
+                done.append(warm.warm(ref, progress=progress, registry_options=options))
             if quiet:
                 click.echo(done[-1].name)
             elif not as_json:
-                one = done[-1]
-                base = f", base image {'pulled' if one.base_pulled else 'is here'}" if one.base else ""
-                sizes = f"{output.size(one.size)}, {output.size(one.fetched)} fetched"
-                click.echo(f"warm {one.name}: {sizes}{base}, in {output.seconds(one.seconds)}")
+                _say(done[-1])
     if as_json:
         output.emit_json(done)
+
+
+def _say(one: Any) -> None:
+    base = f", base image {'pulled' if one.base_pulled else 'is here'}" if one.base else ""
+    where = " in memory" if one.place == "tmpfs" else ""
+    sizes = f"{output.size(one.size)}{where}, {output.size(one.fetched)} fetched"
+    click.echo(f"warm {one.name}: {sizes}{base}, in {output.seconds(one.seconds)}")
+
+
+def _list(found: Any, *, as_json: bool) -> None:
+    if as_json:
+        output.emit_json(found)
+        return
+    rows = [(one.reference, output.size(one.size), one.digest) for one in found.images]
+    output.table(("IMAGE", "SIZE", "DIGEST"), rows)
+    if found.limit:
+        click.echo(f"{output.size(found.used)} of {output.size(found.limit)} of memory")

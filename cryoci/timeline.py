@@ -7,7 +7,6 @@ become JSON, or one HTML page without scripts and without anything from elsewher
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import shlex
@@ -15,21 +14,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cryoci import page as template
 from cryoci.errors import UsageError
 from cryoci.files import write_atomic
+from cryoci.page import Html
 from cryoci.trace import TIMELINE
 
-_WIDTH, _LEFT, _ROW = 1000, 330, 22  # pixels of the drawing, of its names, of a row
-_STYLE = """
-:root { color-scheme: light dark; --bar: #3b6ea8; --call: #8a8f98; --line: #8884; }
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }
-svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-svg text { fill: currentColor; } .tick { stroke: var(--line); }
-.span { fill: var(--bar); } .call { fill: var(--call); }
-"""
+_WIDTH, _LEFT, _RIGHT, _ROW = 1000, 300, 190, 22  # pixels of the drawing, its names, its last numbers, a row
+_MOST = 400  # rows of the drawing
 
 
 @dataclass(frozen=True)
@@ -52,17 +47,27 @@ class Step:
         return f"{self.bytes / 1e6:,.0f} MB{speed}"
 
 
-@contextmanager
-def recording(target: str | None, title: str) -> Iterator[None]:
-    """Record the with block, and write the timeline to `target`, also when the block fails; None: do nothing.
+@dataclass
+class Recorded:
+    """What was recorded, in `seconds` in all; empty until the block has ended."""
 
-    Raises UsageError (before the block) for a name that ends in neither .json nor .html, OSError.
+    steps: list[Step] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@contextmanager
+def recording(target: str | None, title: str, *, keep: bool = False) -> Iterator[Recorded]:
+    """Record the with block, and write the timeline to `target`, also when the block fails.
+
+    None and not `keep`: record nothing. Raises UsageError (before the block) for a name that ends in neither .json nor
+    .html, OSError.
     """
-    if target is None:
-        yield
+    made = Recorded()
+    if target is None and not keep:
+        yield made
         return
-    path = Path(target)
-    if path.suffix not in (".json", ".html"):
+    path = Path(target) if target is not None else None
+    if path is not None and path.suffix not in (".json", ".html"):
         raise UsageError(
             f"--timeline {target}: neither .json nor .html", hint="name it FILE.json or FILE.html"
         )
@@ -72,17 +77,18 @@ def recording(target: str | None, title: str) -> Iterator[None]:
     os.environ[TIMELINE] = scratch
     start = time.monotonic()
     try:
-        yield
+        yield made
     finally:
-        total = time.monotonic() - start
+        made.seconds = time.monotonic() - start
         if before is None:
             del os.environ[TIMELINE]
         else:
             os.environ[TIMELINE] = before
-        found = steps(Path(scratch).read_text(), start)
+        made.steps = steps(Path(scratch).read_text(), start)
         os.unlink(scratch)
-        text = page(title, found, total) if path.suffix == ".html" else _json(title, found, total)
-        write_atomic(os.fspath(path), text.encode(), mode=0o644)
+        if path is not None:
+            form = page if path.suffix == ".html" else _json
+            write_atomic(path, form(title, made.steps, made.seconds).encode(), mode=0o644)
 
 
 def steps(events: str, origin: float) -> list[Step]:
@@ -112,43 +118,48 @@ def steps(events: str, origin: float) -> list[Step]:
     return result
 
 
-def svg(found: Sequence[Step], total: float) -> str:
-    """The steps as bars over time, `total` seconds wide."""
-    scale = (_WIDTH - _LEFT - 120) / max(total, 1e-9)
-    height = (len(found) + 1) * _ROW + 10
+def svg(found: Sequence[Step], total: float) -> Html:
+    """The steps as bars over time, `total` seconds wide; the longest, where there are too many."""
+    longest = sorted(range(len(found)), key=lambda i: -found[i].seconds)[:_MOST]
+    shown = [found[i] for i in sorted(longest)]
+    scale = (_WIDTH - _LEFT - _RIGHT) / max(total, 1e-9)
+    height = (len(shown) + 1) * _ROW + 10
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="steps over time">']
     for part in range(5):
         x = _LEFT + part * total / 4 * scale
         parts.append(f'<line class="tick" x1="{x:.1f}" y1="{_ROW}" x2="{x:.1f}" y2="{height}"/>')
         parts.append(f'<text x="{x:.1f}" y="14" text-anchor="middle">{part * total / 4:.2f} s</text>')
-    for row, step in enumerate(found, 1):
+    for row, step in enumerate(shown, 1):
         y = row * _ROW
-        indent = 12 * min(step.depth, 6)
-        label = (
-            step.name
-            if len(step.name) <= 44 - 2 * step.depth
-            else step.name[: 43 - 2 * step.depth] + "\u2026"
-        )
+        depth = min(step.depth, 6)
         x, width = _LEFT + step.start * scale, max(step.seconds * scale, 1)
         said = f"{step.seconds:.3f} s" + (f", {step.rate}" if step.rate else "")
         parts.append(
-            f"<g><title>{html.escape(step.name)}: {html.escape(said)}</title>"
-            f'<text x="{indent}" y="{y + 14}">{html.escape(label)}</text>'
+            f"<g><title>{template.text(step.name)}: {template.text(said)}</title>"
+            f'<text x="{12 * depth}" y="{y + 14}">{template.text(step.name, 44 - 2 * depth)}</text>'
             f'<rect class="{"call" if step.kind == "call" else "span"}" x="{x:.1f}" y="{y + 3}" '
             f'width="{width:.1f}" height="{_ROW - 7}" rx="2"/>'
-            f'<text x="{min(x + width + 5, _WIDTH - 150):.1f}" y="{y + 14}">{html.escape(said)}</text></g>'
+            f'<text x="{min(x + width + 5, _WIDTH - _RIGHT + 5):.1f}" y="{y + 14}">{template.text(said)}</text></g>\n'
         )
-    return "".join([*parts, "</svg>"])
+    return Html("".join([*parts, "</svg>"]))
+
+
+def explained(found: Sequence[Step], total: float) -> Html:
+    """What the drawing shows, and the drawing."""
+    left = max(0, len(found) - _MOST)
+    more = f" The {left} shortest are not drawn." if left else ""
+    return Html(
+        template.paragraph(
+            f"{total:.2f} s in all. Strong bars are cryoci\u2019s steps, grey ones programs that it ran; "
+            f"what is indented happened during the step above it.{more}"
+        )
+        + template.wide("timeline", svg(found, total))
+    )
 
 
 def page(title: str, found: Sequence[Step], total: float) -> str:
-    """One self-contained page; names in it may come from images, and are escaped."""
-    name = html.escape(title)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
-        f"<h1>{name}</h1><p>{total:.2f} s in all. Dark bars are cryoci\u2019s steps, grey ones programs that it ran; "
-        f"what is indented happened during the step above it.</p>{svg(found, total)}</html>\n"
-    )
+    """One self-contained page of the timeline alone."""
+    return template.document(title, Html(f"<h1>{template.text(title)}</h1>{explained(found, total)}"))
 
 
 def _json(title: str, found: Sequence[Step], total: float) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cryoci import files
 from cryoci.errors import ConflictError, TrustError, UsageError
 from cryoci.ociimage import contents
-from cryoci.ociimage.criu import memory, processes
+from cryoci.ociimage.criu import areas, memory, processes
 from cryoci.ociimage.criu.memory import PAGE, Area, Match, Memory
 from cryoci.ociimage.reference import DirectoryRef, Reference
 from cryoci.ociimage.transport import RegistryOptions
@@ -215,8 +215,10 @@ def _rows(found: contents.Contents) -> Iterator[Row]:
 
 
 def _maps(held: Memory) -> Iterator[Mapping]:
-    for area in held.layout.areas:
-        stored = sum(max(0, min(area.end, run.end) - max(area.start, run.start)) for run in held.runs)
+    amounts = areas.stored(
+        held.layout.areas, [(run.start, run.end, run.end - run.start) for run in held.runs]
+    )
+    for area, stored in zip(held.layout.areas, amounts, strict=True):
         yield Mapping(area, stored // PAGE * PAGE)
 
 

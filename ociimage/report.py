@@ -123,7 +123,7 @@ def inspect(
         registry_options=registry_options,
         identities=identities,
     ) as found:
-        return _report(ref, found, image, node, memory)
+        return read(ref, found, image, node=node, memory=memory)
 
 
 def overview(found: Report) -> dict[str, Any]:
@@ -147,13 +147,15 @@ def is_pages(name: str) -> bool:
     return folder in ("checkpoint", "pre-checkpoint") and base.startswith("pages-")
 
 
-def _report(
+def read(
     ref: Reference,
     found: contents.Contents,
     image: catalog.ImageInfo | None,
-    node: compat.Node | None,
-    memory: bool,
+    *,
+    node: compat.Node | None = None,
+    memory: bool = False,
 ) -> Report:
+    """What `inspect` says, of a checkpoint that was opened by the caller."""
     problems: list[str] = [_SEALED] if found.sealed else []
     images = found.images
     facts = dict(image.facts if image else {})

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cryoci.errors import ImageError, IntegrityError, NotFoundError, RegistryError, UsageError
-from cryoci.ociimage import blob, registries
+from cryoci.ociimage import blob, nearby, registries
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (
     INDEX_TYPES,
@@ -56,6 +56,9 @@ def open_source(ref: LayoutRef | RegistryRef, options: RegistryOptions | None = 
         try:
             store = Registry(source.ref, _relaxed(options, insecure=source.insecure))
             store.get_manifest(source_name(source.ref, store))
+            store.near = nearby.of_repository(
+                ref.host, ref.repository
+            )  # known by the name in `ref` there, too
             return store
         except (RegistryError, NotFoundError, ImageError):
             continue  # the next one; if the last fails too, its error is the one to tell

@@ -8,7 +8,6 @@ else 1, and it says why.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import socket
@@ -86,6 +85,8 @@ def _call(pid: int, words: list[str], timeout: float) -> str:
 
 
 def _http(method: str, url: str, timeout: float) -> str:
+    import http.client  # 10 ms, which restores and checkpoints need not spend
+
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 80, timeout=timeout)
     try:

@@ -20,6 +20,7 @@ from cryoci.shim import (
     create,
     crun,
     failure,
+    handover,
     operation,
     state,
     underlying,
@@ -62,6 +63,7 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     chosen = operation.options(line, below, record)
     operation.make_work_directory(line)
     known = record.exists
+    handover.take(operation.image_directory(line), create.spec_path(line))
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
     variables: dict[bytes, bytes] = {}

@@ -21,6 +21,7 @@ from cryoci.errors import ConfigError, CryociError, NotFoundError, UsageError
 from cryoci.files import read_json, scratch, write_json
 from cryoci.ociimage import image, reference
 from cryoci.ociimage.manifest import rfc3339
+from cryoci.ociimage.progress import Work, silent
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import paths
 from cryoci.uses import kubelet_archive
@@ -66,14 +67,15 @@ class State:
 
 
 class Agent:
-    """The agent of this node; `say` gets one line about each thing that happened."""
+    """The agent of this node; `say` gets one line about each thing that happened, `work` tells of long ones."""
 
-    def __init__(self, options: Options, say: Callable[[str], None]) -> None:
+    def __init__(self, options: Options, say: Callable[[str], None], work: Work = silent) -> None:
         ref = reference.parse(options.to) if "/" in options.to else None
         if not isinstance(ref, reference.RegistryRef) or ref.tag or ref.digest:
             raise UsageError(f"--to {options.to} is no repository", hint="write HOST/REPO, without a tag")
         self._options = options
         self._say = say
+        self._work = work
         self._file = Path(paths.environment("CRYOCI_LIB", "/var/lib/cryoci")) / "agent" / "state.json"
         self.state = self._load()
         self._seen: dict[str, tuple[list[int], float]] = {}
@@ -149,16 +151,19 @@ class Agent:
         tagged = reference.parse(f"{options.to}:{kubelet_archive.tag(name)}")
         assert isinstance(tagged, reference.RegistryRef)
         try:
-            with scratch("agent.") as work:
-                pulled = image.pull(reference.ArchiveRef(path), work / "checkpoint")
-                pushed = image.push(
-                    pulled.directory,
-                    tagged,
-                    compression=options.compression,
-                    annotations={"checkpointed": rfc3339(taken)},
-                    created=taken,  # one archive, one digest, whenever it is pushed
-                    registry_options=options.registry,
-                )
+            with scratch("agent.") as place:
+                with self._work("unpack") as progress:
+                    pulled = image.pull(reference.ArchiveRef(path), place / "checkpoint", progress=progress)
+                with self._work(f"push {tagged}") as progress:
+                    pushed = image.push(
+                        pulled.directory,
+                        tagged,
+                        compression=options.compression,
+                        annotations={"checkpointed": rfc3339(taken)},
+                        created=taken,  # one archive, one digest, whenever it is pushed
+                        progress=progress,
+                        registry_options=options.registry,
+                    )
         except (CryociError, OSError) as e:
             known.problem = e.message if isinstance(e, CryociError) else str(e)
             known.attempts += 1

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from cryoci.errors import UsageError
 from cryoci.files import scratch
 from cryoci.ociimage import image
-from cryoci.ociimage.progress import Progress
+from cryoci.ociimage.progress import Work, silent
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
-from cryoci.shim.engines.checkpoint import checkpoint
 from cryoci.shim.engines.options import DumpOptions
 from cryoci.uses import ready
 from cryoci.uses.bake_start import Start
+from cryoci.uses.dumping import dumping
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,14 @@ def bake(
     goal: LayoutRef | RegistryRef,
     *,
     compression: str = "zstd:1",
-    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    work: Work = silent,
     registry_options: RegistryOptions | None = None,
 ) -> Baked:
-    """Make the image `goal`. The container is removed, whatever happens. Raises what the steps raise."""
+    """Make the image `goal`. The container is removed, whatever happens. Raises what the steps raise.
+
+    `say` hears what is waited for, `work` tells of the dump and of the image.
+    """
     if not recipe.checks:
         raise UsageError(
             "nobody can tell when the container is ready",
@@ -56,15 +61,16 @@ def bake(
     with ExitStack() as undo, scratch("bake.") as place:
         undo.callback(start.remove)
         start.start()
-        ready.wait(start, recipe.checks, recipe.timeout)
+        ready.wait(start, recipe.checks, recipe.timeout, say)
         seconds = {"start": time.monotonic() - began}
         container = start.container()
-        with checkpoint(container, place / "checkpoint", recipe.dump) as done:
-            made = image.push(
-                done.directory,
-                goal,
-                compression=compression,
-                progress=progress,
-                registry_options=registry_options,
-            )
+        with dumping(container, place / "checkpoint", recipe.dump, work) as done:
+            with work(f"store {goal}") as progress:
+                made = image.push(
+                    done.directory,
+                    goal,
+                    compression=compression,
+                    progress=progress,
+                    registry_options=registry_options,
+                )
     return Baked(made, {**seconds, **done.seconds, "store": made.seconds}, done.warnings)

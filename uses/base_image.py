@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cryoci.errors import NotFoundError, RegistryError, UsageError
 from cryoci.files import scratch
-from cryoci.ociimage import convert, dialects, reference, rootfsdiff, stores, unpack
+from cryoci.ociimage import convert, dialects, incoming, reference, rootfsdiff, stores
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import rootfs
@@ -58,23 +58,16 @@ def fill(ref: LayoutRef | RegistryRef, root: Path, registry_options: RegistryOpt
     found = stores.resolve(store, stores.source_name(ref, store))
     stores.read_config(store, found.manifest)
     for layer in found.manifest.layers:
-        unpack.check_type(layer)
+        incoming.check_type(layer)
         with scratch("base.") as place:
             with open(place / "layer", "xb") as file:
                 for chunk in store.open_blob(layer):
                     file.write(chunk)
-            gone, opaque = rootfsdiff.from_layer(place / "layer", place / "diff.tar")
-            gone += [name for folder in opaque for name in _inside(root, folder)]
+            gone, hides_all = rootfsdiff.from_layer(place / "layer", place / "diff.tar")
+            if hides_all:
+                gone += os.listdir(root)
             if gone:  # of the layers below, so before what this one brings
                 rootfsdiff.write_deleted(place / "deleted.files", gone)
                 rootfs.apply(root, None, place / "deleted.files")
             if (place / "diff.tar").exists():
                 rootfs.apply(root, place / "diff.tar")
-
-
-def _inside(root: Path, folder: str) -> list[str]:
-    """What lies in a directory of `root` that a layer hides; nothing, where a link would lead elsewhere."""
-    path = os.path.join(os.path.realpath(root), folder)
-    if os.path.realpath(path) != path.rstrip("/") or not os.path.isdir(path):
-        return []
-    return [f"{folder}/{name}" if folder else name for name in os.listdir(path)]

@@ -29,6 +29,7 @@ from cryoci.errors import (
     RestoreError,
     UsageError,
 )
+from cryoci.ociimage.progress import Work, silent
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import app, untrusted
 from cryoci.shim import engines as containers
@@ -66,13 +67,13 @@ class Options:
 
 
 class Guard:
-    """The guard of container `name`; `say` gets one line about each thing that happened."""
+    """The guard of container `name`; `say` gets one line about each thing that happened, `work` tells of long ones."""
 
-    def __init__(self, name: str, options: Options, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, options: Options, say: Callable[[str], None], work: Work = silent) -> None:
         self._options = options
         self._say = say
         sharing = guard_places.Sharing(options.incremental, say, options.registry)
-        self._place = guard_places.place(name, options.to, options.registry, sharing)
+        self._place = guard_places.place(name, options.to, options.registry, sharing, work)
         self._backoff = 0.0
         known = guard_state.load(name)
         if known is not None and known.alive:

@@ -14,12 +14,14 @@ from typing import Protocol
 from cryoci.errors import CryociError, UsageError
 from cryoci.files import scratch, sync_directory, sync_tree
 from cryoci.ociimage import archive, image, reference
+from cryoci.ociimage.progress import Work, silent
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim.criu import images
-from cryoci.shim.engines.checkpoint import Checkpoint, checkpoint
+from cryoci.shim.engines.checkpoint import Checkpoint
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions
 from cryoci.uses import guard_state, incremental
+from cryoci.uses.dumping import dumping
 from cryoci.uses.guard_state import Kept
 
 _NO_PAUSE = ("pre-checkpoint hooks", "post-restore hooks")
@@ -60,23 +62,34 @@ class Sharing:
             self.say(note)
 
 
-def place(name: str, to: str, options: RegistryOptions | None, sharing: Sharing | None = None) -> Place:
+def place(
+    name: str,
+    to: str,
+    options: RegistryOptions | None,
+    sharing: Sharing | None = None,
+    work: Work = silent,
+) -> Place:
     """The place that `to` names, for the guard of container `name`. Raises UsageError."""
     if to == "tmpfs":
-        return Directories(guard_state.memory() / name, durable=False, sharing=sharing)
+        return Directories(guard_state.memory() / name, durable=False, sharing=sharing, work=work)
     if to == "disk":
-        return Directories(guard_state.directory(name) / "checkpoints", durable=True, sharing=sharing)
+        return Directories(
+            guard_state.directory(name) / "checkpoints", durable=True, sharing=sharing, work=work
+        )
     ref = reference.parse(to) if "/" in to else None
     if not isinstance(ref, reference.RegistryRef) or ref.tag or ref.digest:
         raise UsageError(f"--to {to} is no place", hint="write tmpfs, disk, or HOST/REPO of a registry")
-    return Repository(ref, name, options, sharing)
+    return Repository(ref, name, options, sharing, work)
 
 
 class Directories:
     """Checkpoint directories BASE/NUMBER; one that is not complete is called new."""
 
-    def __init__(self, base: Path, *, durable: bool, sharing: Sharing | None = None) -> None:
+    def __init__(
+        self, base: Path, *, durable: bool, sharing: Sharing | None = None, work: Work = silent
+    ) -> None:
         self._base = base
+        self._work = work
         self._sharing = sharing or Sharing()
         self._durable = durable
 
@@ -85,7 +98,8 @@ class Directories:
         fresh, final = self._base / "new", self._base / str(number)
         shutil.rmtree(fresh, ignore_errors=True)  # of a guard that was killed
         lineage = self._sharing.begin(container, reference.DirectoryRef(fresh))
-        with checkpoint(container, fresh, replace(options, parent=lineage.local)) as done:
+        options = replace(options, parent=lineage.local)
+        with dumping(container, fresh, options, self._work) as done:
             taken = time.time()
             if self._durable:
                 sync_tree(fresh)
@@ -120,8 +134,10 @@ class Repository:
         name: str,
         options: RegistryOptions | None,
         sharing: Sharing | None = None,
+        work: Work = silent,
     ) -> None:
         self._ref = ref
+        self._work = work
         self._sharing = sharing or Sharing()
         self._name = name
         self._options = options
@@ -132,10 +148,20 @@ class Repository:
         assert isinstance(goal, reference.RegistryRef)
         lineage = self._sharing.begin(container, goal)
         options = replace(options, parent=lineage.local)
-        with scratch("guard.") as work, checkpoint(container, work / "checkpoint", options) as done:
+        with (
+            scratch("guard.") as place,
+            dumping(container, place / "checkpoint", options, self._work) as done,
+        ):
             taken = time.time()
             size = _check(done.directory)
-            pushed = image.push(done.directory, goal, registry_options=self._options, parent=lineage.image)
+            with self._work(f"push {tagged}") as progress:
+                pushed = image.push(
+                    done.directory,
+                    goal,
+                    progress=progress,
+                    registry_options=self._options,
+                    parent=lineage.image,
+                )
             lineage.stored(done.directory, self._ref, pushed.digest)
         self._sharing.end(lineage)
         where = f"{self._ref}@{pushed.digest}"
@@ -146,8 +172,12 @@ class Repository:
 
     @contextmanager
     def open(self, kept: Kept) -> Iterator[Path]:
-        with scratch("guard.") as work:
-            yield image.pull(self._at(kept), work / "checkpoint", registry_options=self._options).directory
+        with scratch("guard.") as place:
+            with self._work(f"fetch checkpoint {kept.number}") as progress:
+                pulled = image.pull(
+                    self._at(kept), place / "checkpoint", progress=progress, registry_options=self._options
+                )
+            yield pulled.directory
 
     def drop(self, kept: Kept) -> None:
         image.remove(self._at(kept), registry_options=self._options)

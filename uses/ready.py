@@ -6,11 +6,13 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cryoci.amounts import seconds
 from cryoci.errors import ConflictError, UsageError
+from cryoci.ociimage.progress import PERIOD
 from cryoci.shim import app, inside
 from cryoci.uses.bake_start import Start
 
@@ -44,12 +46,15 @@ class Check:
         return f"--ready-{self.kind} {shlex.quote(self.value)}"
 
 
-def wait(start: Start, checks: Sequence[Check], timeout: float) -> None:
-    """Wait until the container fulfils all `checks`, in order.
+def wait(
+    start: Start, checks: Sequence[Check], timeout: float, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Wait until the container fulfils all `checks`, in order; `say` hears of a wait that is long.
 
     Raises ConflictError with the container's last words when it ends before, or does not within `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    began = told = time.monotonic()
+    deadline = began + timeout
     for check in checks:
         while not _fulfilled(start, check):
             if time.monotonic() > deadline:
@@ -57,6 +62,9 @@ def wait(start: Start, checks: Sequence[Check], timeout: float) -> None:
                     f"container {start.name} was not ready within {timeout:g} s ({check}); it said: {_words(start)}",
                     hint="give it more time (--ready-timeout), or correct the condition",
                 )
+            if time.monotonic() - told >= PERIOD:
+                told = time.monotonic()
+                say(f"{start.name} is not ready after {seconds(told - began)}: {check}")
             time.sleep(_PERIOD)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`cryoci warm`: have all that a restore needs on this node before it is asked for.
 
-Checkpoint images go to the local store, each blob verified, and by that into the page cache; their base images go
-to podman's storage. A later `cryoci restore NAME` asks no registry.
+Checkpoint images go to the local store, each blob verified, and by that into the page cache; or into memory for good
+(warm_memory.py). Their base images go to podman's storage.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from cryoci.ociimage import image, reference, stores
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim.engines import podman
+from cryoci.uses import warm_memory
 
 
 @dataclass(frozen=True)
 class Warmed:
-    """An image in the store as `name`: `size` bytes, of which `fetched` were not there. `base`: its base image."""
+    """An image, to be restored as `name`: `size` bytes, of which `fetched` were not there. `base`: its base image.
+
+    `place` is "cache" or "tmpfs".
+    """
 
     name: str
     digest: str
@@ -29,6 +33,7 @@ class Warmed:
     base: str
     base_pulled: bool
     seconds: float
+    place: str = "cache"
 
 
 def warm(
@@ -58,6 +63,24 @@ def warm(
     return Warmed(
         str(local.name or local), found.top.digest, size, fetched, base, pulled, time.monotonic() - began
     )
+
+
+def hold(
+    ref: reference.Reference,
+    limit: int | None,
+    *,
+    progress: Progress | None = None,
+    registry_options: RegistryOptions | None = None,
+) -> Warmed:
+    """Warm one image in memory; `limit` is as in warm_memory.put. Raises what that raises."""
+    began = time.monotonic()
+    if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
+        raise UsageError(f"{ref} is no image", hint="give HOST/REPO:TAG, or NAME of the local store")
+    made = warm_memory.put(ref, limit, progress=progress, registry_options=registry_options)
+    base, pulled = _base(image.inspect(ref, registry_options=registry_options))
+    name = ref.name if isinstance(ref, reference.LayoutRef) and ref.name else str(ref)
+    fetched, seconds = made.size - made.skipped, time.monotonic() - began
+    return Warmed(name, made.digest, made.size, fetched, base, pulled, seconds, "tmpfs")
 
 
 def _base(info: image.ImageInfo) -> tuple[str, bool]:

@@ -60,9 +60,10 @@ class DirectoryImages:
                 for file in folder.iterdir():
                     if file.is_file() and not file.is_symlink():
                         self._sizes[str(file.relative_to(directory))] = file.stat().st_size
+        self._names = frozenset(self._sizes)
 
     def names(self) -> frozenset[str]:
-        return frozenset(self._sizes)
+        return self._names
 
     def sizes(self) -> Mapping[str, int]:
         return self._sizes

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from cryoci.errors import (
     UnsupportedError,
 )
 from cryoci.files import scratch
-from cryoci.shim import cgroup, netns, underlying, untrusted
+from cryoci.shim import cgroup, handover, netns, underlying, untrusted
 from cryoci.shim.config import load
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject
@@ -40,6 +43,8 @@ from cryoci.shim.gpu.restoring import MAP_ANNOTATION
 from cryoci.shim.memory import index as memory
 from cryoci.shim.restore import made_by
 
+_OURS = "cryoci-runtime"  # as `cryoci install` names it to podman
+_MOMENT = 0.2  # seconds that a restored process must live to count
 # What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
 _FILES = ("network.status", "devshm-checkpoint.tar", "rootfs-diff.tar", "deleted.files", "ctr.log")
 
@@ -49,9 +54,11 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     started = time.monotonic()
     images = str(directory / "checkpoint")
     foreign = own["engine"] != "podman"
-    storage = json.loads(run(["podman", "info", "--format=json"]).stdout)["store"]
+    wanted = read_dump(directory, "config.dump")
+    with trace.span("ask podman"):
+        storage, known, base = _ask(wanted)
     config = untrusted.podman_config(
-        read_dump(directory, "config.dump"),
+        wanted,
         volumes=storage["volumePath"],
         made_here=engines_own.KUBELETS if foreign else podman_init.PLACES,
         allow=options.allow,
@@ -66,10 +73,10 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     _mount_volumes(config, storage["volumePath"])
     name = options.name or str(config.get("name", ""))
     container_id = str(config.get("id", ""))
-    _check_free(name, container_id, renamed=options.name is not None)
+    _check_free(known, name, container_id, renamed=options.name is not None)
     seconds: dict[str, float] = {}
     with trace.timed(seconds, "base image"):
-        _find_base(config, own)
+        _find_base(config, own, base)
     if options.runtime:
         config["runtime"] = options.runtime
     used = os.path.basename(str(config.get("runtime")))
@@ -79,14 +86,19 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
             f"the checkpoint has memory out of band, which {used} without cryoci does not restore",
             hint="restore it with --runtime cryoci-runtime, or first: cryoci materialize DIRECTORY",
         )
-    before = _containers()
+    before = set(known)
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:
         undo.callback(_clean, before, volumes)
-        with scratch("import.") as place:
-            archive = place / "archive.tar"
+        containers = Path(storage["graphRoot"]) / "overlay-containers"
+        with ExitStack() as held:
+            left = frozenset[str]()
+            if used == _OURS:  # a plain runtime knows nothing of what is not in the archive
+                noted = config["spec"]["annotations"]
+                left = held.enter_context(handover.offered(images, str(containers), noted))
+            archive = held.enter_context(scratch("import.")) / "archive.tar"
             with trace.timed(seconds, "archive"):
-                _write_archive(directory, config, archive)
+                _write_archive(directory, config, archive, left)
             argv = ["podman", "container", "restore", f"--import={archive}"]
             if options.name:
                 argv.append(f"--name={options.name}")
@@ -94,7 +106,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
             with trace.timed(seconds, "restore"):
-                _import(argv, name, Path(storage["graphRoot"]))
+                _import(argv, name, containers)
         made = _running(name, devices, network=foreign)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
@@ -125,12 +137,50 @@ def _exists(kind: str, name: str) -> bool:
     return run(["podman", kind, "exists", "--", name], check=False).returncode == 0
 
 
-def _check_free(name: str, container_id: str, *, renamed: bool) -> None:
-    if name and _exists("container", name):
+@dataclass(frozen=True)
+class _Base:
+    """The base image as podman has it: its id, empty when it has none, and the names that lead to it."""
+
+    id: str = ""
+    names: frozenset[str] = frozenset()
+
+
+def _ask(config: Any) -> tuple[dict[str, Any], dict[str, str], _Base]:
+    """Podman's storage, its containers (id to name), and the base image that `config` names: asked at once.
+
+    Every question starts a podman, which takes 25 ms of an idle processor and has no other to wait for.
+    """
+    image = str(config.get("rootfsImageID", "")) if isinstance(config, dict) else ""
+    with ThreadPoolExecutor(3, "cryoci-podman") as pool:
+        info = pool.submit(run, ["podman", "info", "--format=json"])
+        names = pool.submit(_containers)
+        found = pool.submit(_base, image)
+        return json.loads(info.result().stdout)["store"], names.result(), found.result()
+
+
+def _base(image_id: str) -> _Base:
+    """The image of that id."""
+    if not image_id:
+        return _Base()
+    form = "--format={{.Id}} {{json .RepoTags}} {{json .RepoDigests}}"
+    asked = run(["podman", "image", "inspect", form, "--", image_id], check=False)
+    if asked.returncode != 0:
+        return _Base()
+    found, *names = asked.stdout.decode().split(" ", 1)
+    decoder, rest, known = json.JSONDecoder(), " ".join(names).strip(), set[str]()
+    while rest:
+        value, end = decoder.raw_decode(rest)
+        known |= set(value or ())
+        rest = rest[end:].strip()
+    return _Base(found, frozenset(known))
+
+
+def _check_free(known: Mapping[str, str], name: str, container_id: str, *, renamed: bool) -> None:
+    if name and name in known.values():
         raise ConflictError(
             f"a container called {name} exists on this node", hint="give another name: --name NAME"
         )
-    if not renamed and container_id and _exists("container", container_id):
+    if not renamed and container_id in known:
         raise ConflictError(
             f"the container {container_id[:12]} itself still exists on this node",
             hint="remove it (podman rm), or restore a copy with --name NAME",
@@ -146,12 +196,12 @@ def _check_runtime(name: str, maker: str | None) -> None:
         )
 
 
-def _find_base(config: dict[str, Any], own: dict[str, Any]) -> None:
+def _find_base(config: dict[str, Any], own: dict[str, Any], base: _Base) -> None:
     """Make sure that podman will use the very base image of the checkpoint; pull it by digest if need be."""
     image_id, name = str(config.get("rootfsImageID", "")), str(config.get("rootfsImageName", ""))
     if not image_id:
         return
-    if not _exists("image", image_id):
+    if base.id != image_id:
         reference = own["annotations"].get("image.reference")
         digest = own["annotations"].get("image.digest")
         if not isinstance(reference, str) or "@sha256:" not in reference or reference.startswith("-"):
@@ -168,14 +218,15 @@ def _find_base(config: dict[str, Any], own: dict[str, Any]) -> None:
                 f"the base image {name} is not on this node and could not be pulled: {e.message}",
                 hint=f"pull it yourself: podman pull {reference}",
             ) from e
-        if not _exists("image", image_id):
+        base = _base(image_id)
+        if base.id != image_id:
             raise RestoreError(
                 f"{reference} is not the base image of the checkpoint (id {image_id[:12]})",
                 hint="the registry serves another image under that digest's name",
             )
     # podman looks the base up by name: here the name may be missing, or be another image's
     for known in (name, own["annotations"].get("image.reference"), image_id):
-        if isinstance(known, str) and known and _image_id(known) == image_id:
+        if isinstance(known, str) and known and (known in base.names or _image_id(known) == image_id):
             config["rootfsImageName"] = known
             return
 
@@ -217,8 +268,16 @@ def _mount_volumes(config: dict[str, Any], volumes: str) -> None:
             )
 
 
-def _write_archive(directory: Path, config: dict[str, Any], archive: Path) -> None:
-    """The archive that `podman container restore --import` takes, with nothing in it that was not checked."""
+def _write_archive(directory: Path, config: dict[str, Any], archive: Path, left: frozenset[str]) -> None:
+    """The archive that `podman container restore --import` takes, with nothing in it that was not checked.
+
+    CRIU's images called `left` stay out.
+    """
+
+    def wanted(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        folder, _, name = member.name.rpartition("/")
+        return None if folder == "checkpoint" and name in left else member
+
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, value in (("config.dump", config), ("spec.dump", config["spec"])):
             data = json.dumps(value).encode()
@@ -230,11 +289,11 @@ def _write_archive(directory: Path, config: dict[str, Any], archive: Path) -> No
                 tar.add(directory / name, name, recursive=False)
         for folder in ("artifacts", "checkpoint", "pre-checkpoint", "volumes"):
             if (directory / folder).is_dir():
-                tar.add(directory / folder, folder)
+                tar.add(directory / folder, folder, filter=wanted)
 
 
-def _import(argv: list[str], name: str, storage: Path) -> None:
-    with watching(storage / "overlay-containers") as watch:
+def _import(argv: list[str], name: str, containers: Path) -> None:
+    with watching(containers) as watch:
         result = whole(argv)
         watch.stop()
         if result.returncode == 0:
@@ -247,7 +306,7 @@ def _import(argv: list[str], name: str, storage: Path) -> None:
     said = result.stderr.decode(errors="replace").strip()
     if "no space left on device" in said.lower():
         raise SpaceError(
-            f"podman could not restore {name}: its storage {storage} is full",
+            f"podman could not restore {name}: its storage {containers.parent} is full",
             hint=f"make room there: podman image prune, podman system df ({said})",
         )
     raise RestoreError(
@@ -256,14 +315,16 @@ def _import(argv: list[str], name: str, storage: Path) -> None:
     )
 
 
-def _containers() -> set[str]:
-    return set(run(["podman", "ps", "--all", "--quiet", "--no-trunc"]).stdout.decode().split())
+def _containers() -> dict[str, str]:
+    """All containers of podman's: id to name."""
+    said = run(["podman", "ps", "--all", "--no-trunc", "--format={{.ID}} {{.Names}}"]).stdout.decode()
+    return dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
 
 
 def _clean(before: set[str], volumes: set[str]) -> None:
     """Remove what a failed import has left: containers and volumes that were not there before."""
     with deferred():
-        for made in _containers() - before:
+        for made in set(_containers()) - before:
             run(["podman", "rm", "--force", "--time=0", "--", made], check=False)
         for volume in volumes:
             run(["podman", "volume", "rm", "--", volume], check=False)
@@ -271,19 +332,35 @@ def _clean(before: set[str], volumes: set[str]) -> None:
 
 def _running(name: str, devices: dict[str, Any] | None, *, network: bool) -> str:
     """Id of the restored container, once it has proven to run; `network`: its own namespace gets a loopback."""
-    for pause in (0.0, 0.2):
-        time.sleep(pause)
-        asked = run(["podman", "container", "inspect", "--", name], check=False)
-        seen = json.loads(asked.stdout)[0] if asked.returncode == 0 else {}
-        state = seen.get("State") or {}
-        if not state.get("Running") or not os.path.exists(f"/proc/{state.get('Pid')}"):
-            raise RestoreError(
-                f"podman reports success, but container {name} is {state.get('Status', 'not there')}",
-                hint=f"see `podman logs {name}`: exit code {state.get('ExitCode', 'unknown')}",
-            )
-    cgroup.gather(int(seen["State"]["Pid"]))  # podman runs a plain crun without us
+    seen = _inspect(name)
+    pid = int((seen.get("State") or {}).get("Pid") or 0)
+    if not _stays(pid):
+        state = _inspect(name).get("State") or {}
+        raise RestoreError(
+            f"podman reports success, but container {name} is {state.get('Status', 'not there')}",
+            hint=f"see `podman logs {name}`: exit code {state.get('ExitCode', 'unknown')}",
+        )
+    cgroup.gather(pid)  # podman runs a plain crun without us
     if network:
-        netns.raise_loopback(int(seen["State"]["Pid"]))
+        netns.raise_loopback(pid)
     if devices:
-        settle(int(seen["State"]["Pid"]), devices)
+        settle(pid, devices)
     return str(seen["Id"])
+
+
+def _inspect(name: str) -> dict[str, Any]:
+    asked = run(["podman", "container", "inspect", "--", name], check=False)
+    found: dict[str, Any] = json.loads(asked.stdout)[0] if asked.returncode == 0 else {}
+    return found
+
+
+def _stays(pid: int) -> bool:
+    """Whether a process lives, and still does after a moment."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return False
+    try:
+        return not select.select([fd], [], [], _MOMENT)[0]
+    finally:
+        os.close(fd)

@@ -62,12 +62,21 @@ def test_a_baked_server_starts_where_it_was_ready(site: Site) -> None:
         assert time.monotonic() - began < 60 and cold > 0.5
         site.b.run(["cryoci", "restore", "warm/model:1", "-d", "--name=model2"], timeout=120)
         second = predict(there.on(site.b, "model2"))
+        held = json.loads(site.b.run(["cryoci", "warm", "--json", "--to=tmpfs", "warm/model:1"]).stdout)[0]
+        assert held["digest"] == warmed["digest"] and held["fetched"] == held["size"]
+        assert "warm/model:1" in site.b.sh("cryoci warm --list")
+        # no disk is read for them
+        site.b.sh("find /var/lib/cryoci/images/blobs -size +64k -exec truncate --size=1 {} +")
+        site.b.run(["cryoci", "restore", "warm/model:1", "-d", "--name=model3"], timeout=120)
+        assert predict(there.on(site.b, "model3"))[:2] == first[:2]
+        assert site.b.sh("cryoci warm --drop; mount | grep cryoci-warm || true") == "warm/model:1\n"
     finally:
         site.c.join()
     assert first[:2] == second[:2]  # one boot: what was random once is the same in both
     assert first[2] == "second" and second[2] not in ("second", "")
     there.remove()
-    there.on(site.b, "model2").remove()
+    for name in ("model2", "model3"):
+        there.on(site.b, name).remove()
 
 
 def test_what_never_gets_ready_leaves_nothing(site: Site) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.node import commands, cri
 from tests.node.subject import CONFIG, runs_on
+from tests.nodes import workload
 from tests.nodes.cluster import Cluster
 from tests.nodes.machine import Machine
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import pages
 from tests.node import everything
 from tests.node.conftest import Site
 from tests.node.subject import (
@@ -100,16 +101,20 @@ def test_a_copy_and_the_second_generation(site: Site, kind: Kind) -> None:
     mark(subject)
     before = subject.ask()
     first = f"{site.registry}/checkpoints/{subject.name}:first"
-    subject.checkpoint(first, "--timeline", "/srv/checkpoint.json")
+    subject.checkpoint(first, "--timeline", "/srv/checkpoint.json", "--report", "/srv/checkpoint.html")
     took = timeline(site.a, "/srv/checkpoint.json")
     assert {"freeze", "dump", "store", "stop"} <= took.keys() and took["store"]["bytes"] > 0
     assert any(" checkpoint " in name and took[name]["depth"] > took["dump"]["depth"] for name in took)
     subject.remove()
     there, copy = subject.on(site.b), subject.on(site.b, f"{subject.name}-copy")
-    there.restore(first, "--timeline", "/srv/restore.json")
+    there.restore(first, "--timeline", "/srv/restore.json", "--report", "/srv/restore.html")
     took = timeline(site.b, "/srv/restore.json")
     assert {"fetch", "restore"} <= took.keys() and took["fetch"]["bytes"] > 0
     assert any(" restore " in name and took[name]["depth"] > took["restore"]["depth"] for name in took)
+    for node, name in ((site.a, "checkpoint"), (site.b, "restore")):
+        found = pages.check(node.sh(f"cat /srv/{name}.html"))
+        assert {"timeline", "sizes", "processes", "memory", "node", "versions"} <= set(found.values("id"))
+        assert subject.name in found.text and "heap" in found.text and "anonymous" in found.text
     copy.restore(first, "--name", copy.name)
     seen = there.wait(before["count"] + 3)
     runs_on(before, seen)

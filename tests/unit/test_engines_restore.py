@@ -23,7 +23,7 @@ from cryoci.errors import (
     UnsupportedError,
     UsageError,
 )
-from cryoci.shim import paths, rootfs
+from cryoci.shim import handover, paths, rootfs
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.engines import restore_podman
 from cryoci.shim.engines.options import RestoreOptions
@@ -276,11 +276,14 @@ PODMAN = """#!/bin/sh
 echo "$*" >>{base}/podman-calls
 case "$*" in
     info*) echo '{{"store": {{"volumePath": "{base}/volumes", "graphRoot": "{base}/storage"}}}}' ;;
-    "image exists"*|"container exists"*|"volume exists"*) grep -qxF -- "$4" {base}/exists ;;
+    "volume exists"*) grep -qxF -- "$4" {base}/exists ;;
+    "image inspect"*json*) grep -qxF -- "{image}" {base}/exists && echo '{image} ["img"] []' ;;
     "image inspect"*) echo {image} ;;
     *pull*) exit {pull} ;;
-    ps*) ;;
-    "container restore"*) echo 'Error: it cannot be' >&2; exit 125 ;;
+    ps*) while read line; do echo "$line name-$line"; echo "id-$line $line"; done <{base}/exists ;;
+    "container restore"*)
+        tar --list --file "${{3#--import=}}" >{base}/archive
+        echo 'Error: it cannot be' >&2; exit 125 ;;
     *) exit 1 ;;
 esac
 """
@@ -312,6 +315,21 @@ def test_podman_refuses(of_podman: Path, podman: Path, tmp_path: Path) -> None:
         restore(of_podman, RestoreOptions())
     assert [p.name for p in of_podman.parent.glob("*.tar")] == [], "the archive made for podman is gone"
     assert "container restore" in (tmp_path / "podman-calls").read_text()
+
+
+@root_only
+@pytest.mark.parametrize("runtime", ["cryoci-runtime", "runc"])
+def test_podman_gets_no_memory_that_its_runtime_links(
+    of_podman: Path, podman: Path, tmp_path: Path, runtime: str
+) -> None:
+    (of_podman / "checkpoint/pages-1.img").write_bytes(bytes(handover.LEAST))
+    of_podman.chmod(0o700)
+    (of_podman / "checkpoint").chmod(0o700)
+    with pytest.raises(RestoreError):
+        restore(of_podman, RestoreOptions(runtime=runtime))
+    listed = (tmp_path / "archive").read_text().splitlines()
+    assert ("checkpoint/pages-1.img" in listed) == (runtime == "runc") and "spec.dump" in listed
+    assert list((tmp_path / "run/handover").glob("*")) == []
 
 
 @root_only

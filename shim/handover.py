@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a checkpoint that comes to `cryoci-runtime restore` beside its engine.
+
+podman restores out of an archive, which it unpacks: memory would be written twice more before CRIU reads it. So
+`cryoci restore` leaves the large files of memory out of the archive and offers them here; the runtime below podman
+links them into CRIU's image directory.
+
+    /run/cryoci/handover/TOKEN      {"directory": DIR, "names": [NAME, ...]}    for as long as the restore runs
+
+The token stands in an annotation of the container. It is random, and only root can read this directory, so an archive
+that somebody else has made names nothing by it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from cryoci.errors import RestoreError
+from cryoci.files import read_json, write_json
+from cryoci.shim import paths
+
+ANNOTATION = "io.cryoci.handover"
+LEAST = 1 << 20  # bytes of a file that is worth it
+_NAME = re.compile(r"(?:pages-[0-9]{1,10}|cryoci-memory-[0-9]{1,7}-[0-9a-f]{1,16})\.img\Z")
+_TOKEN = re.compile(r"[0-9a-f]{32}\Z")
+_LIMIT = 16 << 20  # bytes of a bundle's config.json
+
+
+@contextmanager
+def offered(images: str, near: str, annotations: MutableMapping[str, Any]) -> Iterator[frozenset[str]]:
+    """Offer the large files of memory in `images` for the time of a with block; yields their names.
+
+    None where they cannot be linked into `near`, the directory of the engine's containers, or where somebody other
+    than root could still change them. Notes the token in `annotations`.
+    """
+    annotations.pop(ANNOTATION, None)
+    names = frozenset(name for name in sorted(os.listdir(images)) if _is_large(f"{images}/{name}", name))
+    token = secrets.token_hex(16)
+    if (
+        not names
+        or not _is_private(images)
+        or not _links(f"{images}/{min(names)}", f"{near}/.cryoci-{token}")
+    ):
+        yield frozenset()
+        return
+    place = f"{_base()}/{token}"
+    os.makedirs(_base(), mode=0o700, exist_ok=True)
+    write_json(place, {"directory": os.path.abspath(images), "names": sorted(names)})
+    annotations[ANNOTATION] = token
+    try:
+        yield names
+    finally:
+        os.unlink(place)
+
+
+def take(images: str, spec: str) -> None:
+    """Link what is offered to the container whose specification is the file `spec` into `images`.
+
+    Raises RestoreError when that cannot be done.
+    """
+    try:
+        if not os.listdir(_base()):
+            return
+    except OSError:
+        return  # nobody ever offered anything
+    token = _token(spec)
+    if token is None:
+        return
+    try:
+        offer = read_json(f"{_base()}/{token}")
+    except FileNotFoundError:
+        return  # of an earlier restore: this archive has it all
+    except (OSError, ValueError) as e:
+        raise RestoreError(f"the memory of the checkpoint cannot be found: {e}", hint="try again") from e
+    for name in offer["names"]:
+        try:
+            os.link(f"{offer['directory']}/{name}", f"{images}/{name}", follow_symlinks=False)
+        except FileExistsError:
+            continue
+        except OSError as e:
+            raise RestoreError(
+                f"{name} of the checkpoint could not be linked to {images}: {e.strerror}",
+                hint="see that both are on one file system: $TMPDIR and podman's storage",
+            ) from e
+
+
+def _base() -> str:
+    return f"{paths.run_directory()}/handover"
+
+
+def _token(spec: str) -> str | None:
+    try:
+        value = json.loads(paths.read(spec, _LIMIT) or b"")
+        token = str(value["annotations"][ANNOTATION])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return token if _TOKEN.match(token) else None
+
+
+def _is_large(path: str, name: str) -> bool:
+    if not _NAME.match(name):
+        return False
+    found = os.lstat(path)
+    return stat.S_ISREG(found.st_mode) and found.st_size >= LEAST
+
+
+def _is_private(directory: str) -> bool:
+    found = os.stat(directory)
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def _links(path: str, probe: str) -> bool:
+    """Whether a file can be linked there: not to another file system, nor to another mount of the same."""
+    try:
+        os.link(path, probe, follow_symlinks=False)
+    except OSError:
+        return False
+    os.unlink(probe)
+    return True
