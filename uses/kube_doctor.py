@@ -34,7 +34,9 @@ def examine(kubectl: Kubectl) -> list[Finding]:
             "permission: create nodes/proxy",
             allowed,
             "yes" if allowed else "no",
-            "" if allowed else "bind ClusterRole cryoci-checkpointer of crio-config/kubernetes/rbac.yaml",
+            ""
+            if allowed
+            else "bind ClusterRole cryoci-checkpointer of crio-config/kubernetes/base/rbac.yaml",
         )
     ]
     for node in nodes:
@@ -95,5 +97,5 @@ def _agents(kubectl: Kubectl) -> Finding:
     counts = kubectl.ask("get", "daemonset", "cryoci-agent", "--namespace=cryoci", path)
     ready, _, wanted = counts.partition("/")
     ok = bool(wanted) and ready == wanted and wanted != "0"
-    hint = "push needs them: kubectl apply -k crio-config/kubernetes/agent"
+    hint = "push needs them: kubectl apply -k crio-config/kubernetes/overlays/cri-o (or containerd)"
     return Finding("agents", ok, f"{counts} ready" if counts else "none", "" if ok else hint)
