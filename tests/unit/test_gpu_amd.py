@@ -134,11 +134,12 @@ def test_a_checkpoint_is_compared_with_this_node(tmp_path: Path) -> None:
     images, options = tmp_path / "images", amd.AmdOptions.from_mapping({"fw-ver-check": False})
     images.mkdir()
     root = tree(tmp_path / "a", {})
-    assert amd.compare(str(images), options, root) is False
+    assert amd.compare(str(images), options, root) is None
     (images / amd.TOPOLOGY).write_text(json.dumps(kfd.capture(root)))
-    assert amd.compare(str(images), options, tree(tmp_path / "b", {"fw_version": 1})) is True
-    with pytest.raises(UnsupportedError, match=r"renderD128.*renderD140"):
-        amd.compare(str(images), options, tree(tmp_path / "c", {"drm_render_minor": 140}))
+    same = amd.compare(str(images), options, tree(tmp_path / "b", {"fw_version": 1}))
+    assert same == {"/dev/dri/renderD128": "/dev/dri/renderD128"}
+    moved = amd.compare(str(images), options, tree(tmp_path / "c", {"drm_render_minor": 140}))
+    assert moved == {"/dev/dri/renderD128": "/dev/dri/renderD140"}
 
 
 @pytest.mark.parametrize(
