@@ -7,7 +7,7 @@ import sys
 import time
 
 from cryoci.errors import CryociError
-from tests.nodes import kubectl, machine, services, tree, workload
+from tests.nodes import cuda_plugin, kubectl, machine, services, tree, workload
 
 STEPS = (
     ("tree", tree.debian),
@@ -17,6 +17,7 @@ STEPS = (
     ("machine image", machine.image),
     ("services", services.rootfs),
     ("kubectl", kubectl.package),
+    ("CUDA plugin", cuda_plugin.directory),
 )
 
 
