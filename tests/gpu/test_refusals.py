@@ -42,7 +42,7 @@ while True:
 class Counting(Program):
     """A container whose processes count in /tmp/count.N."""
 
-    # NVLink multicast can put a shared host's GPUs out of service; without a name NCCL takes no lo, and may find no other
+    # NVLink multicast can put a shared host's GPUs out of service; unless it is named NCCL does not take lo
     environment = (
         "NCCL_NVLS_ENABLE=0",
         "TORCH_SYMM_MEM_DISABLE_MULTICAST=1",
