@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cryoci.errors import CryociError
+from cryoci.uses import kube_fit
 from cryoci.uses.kubectl import Kubectl
 
 # The first that answer CRI's CheckpointContainer; Kubernetes 1.30 turned the kubelet's gate on.
@@ -45,6 +47,8 @@ def examine(kubectl: Kubectl) -> list[Finding]:
             _runtime(name, str(info["containerRuntimeVersion"])),
             _gate(kubectl, name, str(info["kubeletVersion"])),
         ]
+        if "nvidia.com/gpu" in (node["status"].get("capacity") or {}):
+            found.append(_gpu(name, node["metadata"].get("labels") or {}))
     return [*found, _class(kubectl), _agents(kubectl)]
 
 
@@ -84,6 +88,16 @@ def _gate(kubectl: Kubectl, node: str, kubelet: str) -> Finding:
         state = f"{'on' if by_default else 'off'} by default; the configuration of kubelet {kubelet} cannot be read"
         return Finding(what, by_default, state, "" if by_default else hint)
     return Finding(what, on, f"{'on' if on else 'off'}, kubelet {kubelet}", "" if on else hint)
+
+
+def _gpu(node: str, labels: Mapping[str, str]) -> Finding:
+    chip, driver = kube_fit.told(labels)
+    ok = bool(chip and driver)
+    hint = (
+        "restores are scheduled by them: component gpu of crio-config/kubernetes, or gpu-feature-discovery"
+    )
+    said = " with driver ".join(filter(None, (chip, driver))) or "none"
+    return Finding(f"node {node}: labels of its GPUs", ok, said, "" if ok else hint)
 
 
 def _class(kubectl: Kubectl) -> Finding:

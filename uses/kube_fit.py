@@ -129,13 +129,18 @@ def _lacks(node: Mapping[str, Any], selector: Mapping[str, str], wanted: Needs) 
     ways = terms(wanted)
     if not wanted.chip or any(all(_holds(one, labels) for one in way["matchExpressions"]) for way in ways):
         return ""
-    chip = labels.get(node_labels.CHIP) or labels.get(_PRODUCT)
-    if chip is None:
+    chip, driver = told(labels)
+    if not chip:
         return "has no label that says which GPU it has"
-    driver = labels.get(node_labels.DRIVER) or labels.get(_FULL)
+    return f"has {chip} with {f'driver {driver}' if driver else 'a driver that no label names'}"
+
+
+def told(labels: Mapping[str, str]) -> tuple[str, str]:
+    """Chip and driver of a node with these labels; "" for what none says."""
+    driver = labels.get(node_labels.DRIVER) or labels.get(_FULL) or ""
     for keys in (_PARTS, _OLD_PARTS):
         driver = driver or ".".join(labels[key] for key in keys if key in labels)
-    return f"has {chip} with {f'driver {driver}' if driver else 'a driver that no label names'}"
+    return labels.get(node_labels.CHIP) or labels.get(_PRODUCT) or "", driver
 
 
 def _is(key: str, text: str) -> dict[str, Any]:

@@ -351,6 +351,7 @@ def test_doctor(cluster: Cluster) -> None:
     assert findings["permission: create nodes/proxy"]["ok"]
     cluster.api.gates = {"ContainerCheckpoint": False}
     cluster.api.nodes["n1"]["status"]["nodeInfo"]["containerRuntimeVersion"] = "containerd://1.7.2"
+    cluster.api.nodes["n1"]["status"]["capacity"] = {"nvidia.com/gpu": "8"}
     rules = role("cryoci-checkpointer", "base/rbac.yaml")
     cluster.api.rules = [{**one, "verbs": [v for v in one["verbs"] if v != "create"]} for one in rules]
     findings = {one["what"]: one for one in json.loads(cluster.run("doctor", "--json").stdout)}
@@ -359,6 +360,7 @@ def test_doctor(cluster: Cluster) -> None:
         for name in (
             "node n1: gate ContainerCheckpoint",
             "node n1: runtime",
+            "node n1: labels of its GPUs",
             "permission: create nodes/proxy",
         )
     )
