@@ -66,10 +66,13 @@ def test_through_a_registry(nodes: tuple[NamespaceNode, NamespaceNode, str], tra
 
 
 def test_the_runtimes_own_verbs(nodes: tuple[NamespaceNode, NamespaceNode, str], trainer: Trainer) -> None:
-    """As engines call them. With --leave-running the plugin itself brings CUDA back."""
+    """As engines call them: CRI-O freezes first. With --leave-running the plugin itself brings CUDA back."""
     node, images = nodes[0], f"/srv/{trainer.name}.images"
     words = ["--image-path", images, "--work-path", f"{images}.work"]
+    node.run(["cryoci-runtime", "pause", trainer.name])
     node.run(["cryoci-runtime", "checkpoint", "--leave-running", *words, trainer.name])
+    assert trainer.status == "paused"  # as it was found
+    node.run(["cryoci-runtime", "resume", trainer.name])
     trainer.runs_on()
     dump = json.loads(node.read(f"{images}/gpu.dump"))
     assert (dump["engine"], dump["plugins"], len(dump["tasks"])) == ("plugin", ["cuda_plugin"], 3)
