@@ -57,6 +57,11 @@ def needs(annotations: Mapping[str, str]) -> Needs:
             f"the checkpoint is of a node with several kinds of GPU: {', '.join(chips)}",
             hint="labels of nodes tell one: choose the node yourself, with --any-node --node NAME",
         )
+    if chips and not driver:
+        raise ImageError(
+            "the image names its GPU and no driver, without which no node can be chosen",
+            hint="choose one yourself, with --any-node --node NAME",
+        )
     return Needs(_GOARCH.get(arch, arch), *((chips[0], driver) if chips else ()))
 
 

@@ -43,8 +43,9 @@ def until(
 
 @contextmanager
 def agent(node: NamespaceNode, to: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """An agent for the time of a with block; it is killed."""
-    argv = ["cryoci", "agent", "--to", to, "--settle", "500ms", *words]
+    """An agent for the time of a with block, with the rights of its DaemonSet; it is killed."""
+    confined = ["setpriv", "--no-new-privs", "--bounding-set=-all,+dac_override"]
+    argv = [*confined, "cryoci", "agent", "--to", to, "--settle", "500ms", *words]
     process = node.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield process
