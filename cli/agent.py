@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, secrets
 
 
 @click.command("agent", short_help="Push the checkpoints that this node's kubelet makes.")
@@ -33,24 +33,76 @@ from cryoci.cli import output
     "--settle", default="3s", show_default=True, metavar="TIME", help="Unchanged so long, it is complete."
 )
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    envvar="CRYOCI_AGENT_SIGN_KEY",
+    help="Sign each image with this private key, one that cosign or `cryoci keygen` made.",
+)
+@secrets.password_option
+@click.option(
+    "--provenance/--no-provenance",
+    default=True,
+    show_default=True,
+    help="With --sign-key, state as well where an image comes from: node, engine, versions, base image.",
+)
+@click.option(
+    "--node",
+    metavar="NAME",
+    envvar="CRYOCI_AGENT_NODE",
+    help="This node's name in the cluster, for provenance and labels. Default: the host's name.",
+)
+@click.option(
+    "--label-node",
+    is_flag=True,
+    envvar="CRYOCI_AGENT_LABEL_NODE",
+    help="Label the node with its GPUs' chip and driver, by which restores are scheduled.",
+)
 @output.metrics_option
 @output.registry_options
-def command(directory: Path, to: str, keep: int | None, settle: str, compression: str, **where: Any) -> None:
+def command(
+    directory: Path,
+    to: str,
+    keep: int | None,
+    settle: str,
+    compression: str,
+    sign_key: Path | None,
+    password_file: Path | None,
+    provenance: bool,
+    node: str | None,
+    label_node: bool,
+    **where: Any,
+) -> None:
     """Watch the kubelet's checkpoint directory and push each archive to HOST/REPO:POD_NAMESPACE-CONTAINER-TIME.
 
-    Runs until it is ended. Killed at any point and started again, it goes on; an archive is never removed
-    before its image is in the registry and read back.
+    Archives are CRI-O's, containerd's or podman's. Runs until it is ended. Killed at any point and started again, it
+    goes on; an archive is never removed before its image is in the registry and read back, and with --sign-key signed.
 
     \b
     Examples:
       cryoci agent --to registry.example:5000/checkpoints --keep 1
+      cryoci agent --to registry.example:5000/checkpoints --sign-key /keys/cosign.key --password-file /keys/password
     """
+    import socket
+
     from cryoci import durations
     from cryoci.cli.signals import unwinding
     from cryoci.uses import agent, metrics
 
     address = where.pop("metrics")
+    name = node or socket.gethostname()
+    key, labeller = None, None
+    if sign_key is not None:
+        from cryoci.ociimage.trust import keys
 
+        key = keys.load_private(
+            sign_key, lambda: secrets.password(password_file, f"Password for {sign_key}")
+        )
+    if label_node:
+        from cryoci.uses.node_labels import Labeller
+
+        labeller = Labeller(name, click.echo)
     options = agent.Options(
         directory,
         to,
@@ -58,8 +110,11 @@ def command(directory: Path, to: str, keep: int | None, settle: str, compression
         durations.parse(settle),
         compression=compression,
         registry=output.options(**where),
+        key=key,
+        provenance=provenance,
+        node=name,
     )
     with unwinding():
-        made = agent.Agent(options, click.echo, output.work(click.echo, output.terminal()))
+        made = agent.Agent(options, click.echo, labeller, output.work(click.echo, output.terminal()))
         with metrics.serving(address, made.metrics):
             made.run()

@@ -84,12 +84,20 @@ def checkpoint(
 @click.option(
     "--timeout", default="4m", show_default=True, metavar="TIME", help="Time for the dump, then the push."
 )
+@click.option("--signed", is_flag=True, help="Wait until the agent has signed it, too.")
 @_cluster
 @output.registry_options
 @output.json_option
 @output.quiet_option
 def push(
-    pod: str, container: str | None, to: str, timeout: str, as_json: bool, quiet: bool, **rest: Any
+    pod: str,
+    container: str | None,
+    to: str,
+    timeout: str,
+    signed: bool,
+    as_json: bool,
+    quiet: bool,
+    **rest: Any,
 ) -> None:
     """Checkpoint a container of POD, and wait until the agent of its node has pushed the image."""
     from cryoci import durations
@@ -97,7 +105,7 @@ def push(
 
     limit = durations.parse(timeout)
     made = kube.checkpoint(_kubectl(rest), pod, container, limit)
-    reference, digest = kube.await_image(made, to, limit, output.options(**rest))
+    reference, digest = kube.await_image(made, to, limit, output.options(**rest), signed=signed)
     if as_json:
         output.emit_json({"checkpoint": made, "reference": reference, "digest": digest})
     elif quiet:
@@ -146,36 +154,55 @@ def list_(pod: str | None, repository: str, as_json: bool, quiet: bool, **where:
 @click.option(
     "--runtime-class", default="cryoci", show_default=True, help="The RuntimeClass of cryoci-runtime."
 )
+@click.option(
+    "--any-node",
+    is_flag=True,
+    help="Do not look at the image, and let the scheduler try any node: GPUs and architecture may not fit.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the pod instead of creating it.")
 @_cluster
+@output.registry_options
 @output.json_option
 def restore(
     pod: str,
     image: str,
     container: str | None,
     manifest: Path | None,
+    name: str | None,
+    node: str | None,
+    runtime_class: str,
+    any_node: bool,
     dry_run: bool,
     as_json: bool,
     **rest: Any,
 ) -> None:
     """Create a pod like POD, one of whose containers goes on from the checkpoint image REF.
 
+    It is scheduled where the image can be restored: on a node with the same chip and driver, if it used GPUs (labels
+    of the agent or of gpu-feature-discovery). When there is none, it says what each node lacks and creates nothing.
+
     Its other containers start anew. The new pod belongs to no controller; Services still find it by its labels.
     """
     from cryoci.files import read_json
-    from cryoci.uses import kube
+    from cryoci.uses import kube, kube_fit
 
     kubectl = _kubectl(rest)
+    options = output.options(**rest)
     source = read_json(manifest) if manifest else kubectl.get("pod", pod)
-    fresh = kube.restoring(source, container, image, **rest)
+    pinned, wanted = (image, kube_fit.Needs()) if any_node else kube.look(image, options)
+    fresh = kube.restoring(
+        source, container, pinned, name=name, node=node, runtime_class=runtime_class, wanted=wanted
+    )
     if dry_run:
         output.emit_json(fresh)
         return
+    if not any_node:
+        kube.place(kubectl, fresh, wanted)
     made = kube.create(kubectl, fresh)
     if as_json:
         output.emit_json(made)
     else:
-        click.echo(f"created pod {made['metadata']['namespace']}/{made['metadata']['name']} from {image}")
+        click.echo(f"created pod {made['metadata']['namespace']}/{made['metadata']['name']} from {pinned}")
 
 
 @cli.command()

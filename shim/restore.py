@@ -68,7 +68,8 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
         images.check(operation.image_directory(line))
     variables: dict[bytes, bytes] = {}
     settings = config.load().amd
-    if amd.compare(operation.image_directory(line), settings):
+    render_nodes = amd.compare(operation.image_directory(line), settings)
+    if render_nodes is not None:
         chosen = dataclasses.replace(chosen, libdir=amd.check(chosen.libdir, criu.path))
         variables = amd.variables(settings)
     extra += rootmode.lines(operation.image_directory(line), create.spec_path(line))
@@ -80,7 +81,8 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     edit = made[1]
     status = 1
     try:
-        status = attempt(line, below, made[0], edit, chosen, variables, extra)
+        with provided(line, edit, render_nodes):
+            status = attempt(line, below, made[0], edit, chosen, variables, extra)
         if status == 0 and below.kind == "crun" and line.has("detach"):
             gather(line, below)
             confine(line, below, edit.spec)
@@ -157,6 +159,17 @@ def gpus(
     from cryoci.shim.gpu.restoring import restoring
 
     return restoring(line, below, record, edit.spec, images=operation.image_directory(line))
+
+
+def provided(
+    line: Invocation, edit: bundle.Edit, render_nodes: dict[str, str] | None
+) -> AbstractContextManager[object]:
+    """This node's AMD render nodes in the checkpoint's /dev; nothing for one without AMD GPUs."""
+    if not render_nodes:
+        return nullcontext()
+    from cryoci.shim.gpu import amd_nodes
+
+    return amd_nodes.provided(operation.image_directory(line), edit.spec, render_nodes)
 
 
 def gather(line: Invocation, below: Runtime) -> None:

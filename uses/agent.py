@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`cryoci agent`: what a kubelet leaves in its checkpoint directory becomes images in a registry.
 
-It looks at the directory every second (inotify would not see what came while it was away). An archive that no longer
-changes is packaged and pushed; the same archive gives the same tag and digest, so doing it twice does no harm. What is
-done is in /var/lib/cryoci/agent/state.json. Only archives that are safe in the registry are ever removed.
+It looks at the directory every second (inotify would not see what came while it was away). An archive of CRI-O,
+containerd or podman that no longer changes is packaged, pushed and signed; the same archive gives the same tag and
+digest, so doing it twice does no harm. What is done is in /var/lib/cryoci/agent/state.json. Only archives that are
+safe in the registry, and signed where that is asked for, are ever removed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryoci.errors import ConfigError, CryociError, NotFoundError, UsageError
 from cryoci.files import read_json, scratch, write_json
@@ -27,6 +28,10 @@ from cryoci.shim import paths
 from cryoci.uses import kubelet_archive
 from cryoci.uses.metrics import Metric
 
+if TYPE_CHECKING:
+    from cryoci.ociimage.trust.keys import SigningKey
+    from cryoci.uses.node_labels import Labeller
+
 VERSION = 1
 _RETRY, _LONGEST_RETRY = 10.0, 600.0  # seconds
 
@@ -35,7 +40,8 @@ _RETRY, _LONGEST_RETRY = 10.0, 600.0  # seconds
 class Options:
     """`to` is HOST/REPO; `keep` archives of each container stay on the node after their push (None: all).
 
-    An archive is complete when it has not changed for `settle` seconds. Archives are looked for every `period`.
+    An archive is complete when it has not changed for `settle` seconds. Archives are looked for every `period`. With
+    `key` each image is signed, and with `provenance` it is stated too that it comes from `node`.
     """
 
     directory: Path
@@ -45,14 +51,21 @@ class Options:
     period: float = 1.0
     compression: str = "zstd:1"
     registry: RegistryOptions | None = None
+    key: SigningKey | None = None
+    provenance: bool = True
+    node: str | None = None
 
 
 @dataclass
 class Archive:
-    """What is known of one archive: `digest` once it is pushed, `problem` while it cannot be; times are Unix's."""
+    """What is known of one archive: `digest` once it is pushed, `problem` while it cannot be; times are Unix's.
+
+    `signed` is the id of the key that has signed its image.
+    """
 
     stamp: list[int]
     digest: str = ""
+    signed: str = ""
     pushed: float = 0.0
     problem: str = ""
     attempts: int = 0
@@ -69,12 +82,19 @@ class State:
 class Agent:
     """The agent of this node; `say` gets one line about each thing that happened, `work` tells of long ones."""
 
-    def __init__(self, options: Options, say: Callable[[str], None], work: Work = silent) -> None:
+    def __init__(
+        self,
+        options: Options,
+        say: Callable[[str], None],
+        labeller: Labeller | None = None,
+        work: Work = silent,
+    ) -> None:
         ref = reference.parse(options.to) if "/" in options.to else None
         if not isinstance(ref, reference.RegistryRef) or ref.tag or ref.digest:
             raise UsageError(f"--to {options.to} is no repository", hint="write HOST/REPO, without a tag")
         self._options = options
         self._say = say
+        self._labeller = labeller
         self._work = work
         self._file = Path(paths.environment("CRYOCI_LIB", "/var/lib/cryoci")) / "agent" / "state.json"
         self.state = self._load()
@@ -83,10 +103,10 @@ class Agent:
     def metrics(self) -> list[Metric]:
         """Numbers for Prometheus."""
         known = list(self.state.archives.values())
-        waiting = [one for one in known if not one.digest]
+        waiting = [one for one in known if not self._done(one)]
         size = sum(one.stamp[2] for one in known)
         return [
-            Metric("cryoci_agent_archives", "gauge", "Archives on this node that are pushed.",
+            Metric("cryoci_agent_archives", "gauge", "Archives on this node that are pushed (and signed).",
                    [({}, len(known) - len(waiting))]),
             Metric("cryoci_agent_failing", "gauge", "Archives that could not be pushed yet.", [({}, len(waiting))]),
             Metric("cryoci_agent_bytes", "gauge", "Bytes of known archives on this node.", [({}, size)]),
@@ -103,6 +123,8 @@ class Agent:
             )
         self._say(f"watching {self._options.directory}, pushing to {self._options.to}")
         while True:
+            if self._labeller is not None:
+                self._labeller.refresh()
             self.look()
             time.sleep(self._options.period)
 
@@ -119,10 +141,15 @@ class Agent:
             known = self.state.archives.get(name)
             if known is None or known.stamp != stamp:
                 known = Archive(stamp)
-            if not known.digest and self._complete(name, stamp) and time.time() >= known.retry:
+            if not self._done(known) and self._complete(name, stamp) and time.time() >= known.retry:
                 self.state.archives[name] = known
-                self._push(name, known)
+                self._store(name, known)
         self._retire(here)
+
+    def _done(self, known: Archive) -> bool:
+        """Whether the registry has all of it."""
+        key = self._options.key
+        return bool(known.digest) and (key is None or known.signed == key.public.id)
 
     def _files(self) -> dict[str, list[int]]:
         """Archives in the directory: name -> device, inode, size, time of change (ns)."""
@@ -145,44 +172,71 @@ class Agent:
             return False
         return now - since >= self._options.settle
 
+    def _store(self, name: str, known: Archive) -> None:
+        """Push an archive and sign its image, as far as that is not done; what fails is tried again later."""
+        doing = "pushed"
+        try:
+            if not known.digest:
+                self._push(name, known)
+            doing = "signed"
+            self._sign(name, known)
+        except (CryociError, OSError) as e:
+            known.problem = e.message if isinstance(e, CryociError) else str(e)
+            known.attempts += 1
+            known.retry = time.time() + min(_RETRY * 2 ** (known.attempts - 1), _LONGEST_RETRY)
+            self._say(f"{name} could not be {doing}, attempt {known.attempts}: {known.problem}")
+        else:
+            known.problem = ""
+        self._save()
+
     def _push(self, name: str, known: Archive) -> None:
         options, path = self._options, self._options.directory / name
         taken = kubelet_archive.created(name)
         tagged = reference.parse(f"{options.to}:{kubelet_archive.tag(name)}")
         assert isinstance(tagged, reference.RegistryRef)
-        try:
-            with scratch("agent.") as place:
-                with self._work("unpack") as progress:
-                    pulled = image.pull(reference.ArchiveRef(path), place / "checkpoint", progress=progress)
-                with self._work(f"push {tagged}") as progress:
-                    pushed = image.push(
-                        pulled.directory,
-                        tagged,
-                        compression=options.compression,
-                        annotations={"checkpointed": rfc3339(taken)},
-                        created=taken,  # one archive, one digest, whenever it is pushed
-                        progress=progress,
-                        registry_options=options.registry,
-                    )
-        except (CryociError, OSError) as e:
-            known.problem = e.message if isinstance(e, CryociError) else str(e)
-            known.attempts += 1
-            known.retry = time.time() + min(_RETRY * 2 ** (known.attempts - 1), _LONGEST_RETRY)
-            self._save()
-            self._say(f"{name} could not be pushed, attempt {known.attempts}: {known.problem}")
-            return
-        known.digest, known.pushed, known.problem = pushed.digest, time.time(), ""
+        with scratch("agent.") as place:
+            with self._work("unpack") as progress:
+                pulled = image.pull(reference.ArchiveRef(path), place / "checkpoint", progress=progress)
+            with self._work(f"push {tagged}") as progress:
+                pushed = image.push(
+                    pulled.directory,
+                    tagged,
+                    compression=options.compression,
+                    annotations={**_gpus(pulled.directory), "checkpointed": rfc3339(taken)},
+                    created=taken,  # one archive, one digest, whenever it is pushed
+                    progress=progress,
+                    registry_options=options.registry,
+                )
+        known.digest, known.pushed = pushed.digest, time.time()
         self._save()
         sizes = f"{pushed.raw_size / 1e6:.1f} MB as {pushed.size / 1e6:.1f} MB"
         self._say(f"pushed {tagged}: {sizes} in {pushed.seconds:.1f} s, {pushed.digest}")
 
+    def _sign(self, name: str, known: Archive) -> None:
+        options = self._options
+        if options.key is None:
+            return
+        from cryoci.ociimage.trust.sign import sign
+
+        pinned = reference.parse(f"{options.to}@{known.digest}")
+        assert isinstance(pinned, reference.RegistryRef)
+        sign(
+            pinned,
+            options.key,
+            with_provenance=options.provenance,
+            node=options.node,
+            registry_options=options.registry,
+        )
+        known.signed = options.key.public.id
+        self._say(f"signed {pinned}" + (" and its provenance" if options.provenance else ""))
+
     def _retire(self, here: dict[str, list[int]]) -> None:
-        """Remove the oldest archives of each container beyond those to keep, if they are pushed."""
+        """Remove the oldest archives of each container beyond those to keep, if the registry has them."""
         if self._options.keep is None:
             return
         of: dict[str, list[str]] = {}
         for name, known in self.state.archives.items():
-            if known.digest and here.get(name) == known.stamp:
+            if self._done(known) and here.get(name) == known.stamp:
                 of.setdefault(kubelet_archive.parse(name)[0], []).append(name)
         for names in of.values():
             names.sort(key=lambda name: kubelet_archive.parse(name)[1])
@@ -209,3 +263,14 @@ class Agent:
     def _save(self) -> None:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(self._file, {"version": VERSION, **asdict(self.state)})
+
+
+def _gpus(directory: Path) -> dict[str, str]:
+    """The facts about GPUs that a node is chosen by; an engine's archive has them in gpu.dump only.
+
+    Raises ImageError.
+    """
+    from cryoci.shim.gpu import dump, hold
+
+    found = dump.read(str(directory / "checkpoint"))
+    return hold.image_facts(found) if found is not None else {}

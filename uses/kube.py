@@ -3,7 +3,8 @@
 
 checkpoint  API server -> node proxy -> kubelet -> CRI -> /var/lib/kubelet/checkpoints/checkpoint-POD_NS-C-TIME.tar
 push        the same, then the agent of that node (uses/agent.py) makes HOST/REPO:TAG of the archive
-restore     a pod like the old one, with annotation io.cryoci.restore.CONTAINER and the RuntimeClass of cryoci
+restore     a pod like the old one, with annotation io.cryoci.restore.CONTAINER, the RuntimeClass of cryoci, and
+            affinity to the nodes that have what the image needs (uses/kube_fit.py)
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import copy
 import time
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryoci.errors import ConflictError, NotFoundError, ToolError, UsageError
-from cryoci.ociimage import image, reference, stores
+from cryoci.ociimage import image, reference, referrers, stores
 from cryoci.ociimage.transport import RegistryOptions
-from cryoci.uses import kubelet_archive
+from cryoci.uses import kube_fit, kubelet_archive
 from cryoci.uses.kubectl import Kubectl
 
 RESTORE = "io.cryoci.restore."
@@ -89,22 +90,35 @@ def choose(pod: dict[str, Any], container: str | None) -> str:
 
 
 def await_image(
-    made: NodeCheckpoint, repository: str, timeout: float, options: RegistryOptions | None
+    made: NodeCheckpoint,
+    repository: str,
+    timeout: float,
+    options: RegistryOptions | None,
+    *,
+    signed: bool = False,
 ) -> tuple[str, str]:
-    """Wait until the agent has pushed it; returns reference and digest. Raises ConflictError after `timeout` s."""
+    """Wait until the agent has pushed it, and signed it with `signed`; returns reference and digest.
+
+    Raises ConflictError after `timeout` s.
+    """
     ref = reference.parse(f"{repository}:{made.tag}")
     if not isinstance(ref, reference.RegistryRef):
         raise UsageError(f"{repository} is no repository", hint="write HOST/REPO, as the agent's --to")
     store = stores.open_store(ref, options)
-    deadline = time.monotonic() + timeout
+    deadline, missing = time.monotonic() + timeout, "pushed"
     while True:
         try:
-            return str(ref), stores.resolve(store, made.tag).top.digest
+            digest = stores.resolve(store, made.tag).top.digest
+            missing = "signed"
+            if signed:
+                store.get_manifest(referrers.tag(digest, ".sig"))
+            return str(ref), digest
         except NotFoundError:
             if time.monotonic() > deadline:
                 raise ConflictError(
-                    f"no agent has pushed {made.path} of node {made.node} to {repository} within {timeout:g} s",
-                    hint="does it run there, with that --to? kubectl -n cryoci logs daemonset/cryoci-agent",
+                    f"no agent has {missing} {made.path} of node {made.node} to {repository} within {timeout:g} s",
+                    hint="does it run there, with that --to (and --sign-key)? kubectl -n cryoci logs "
+                    "daemonset/cryoci-agent",
                 ) from None
         time.sleep(_POLL)
 
@@ -116,6 +130,41 @@ def images(repository: str, pod: str | None, options: RegistryOptions | None) ->
         raise UsageError(f"{repository} is no repository of a registry", hint="write HOST/REPO")
     found = image.list_images(ref, registry_options=options)
     return [one for one in found if pod is None or one.name.startswith(kubelet_archive.tag_prefix(pod))]
+
+
+def look(image_reference: str, options: RegistryOptions | None) -> tuple[str, kube_fit.Needs]:
+    """The image's reference with its digest, and what it needs of a node.
+
+    Raises UsageError, NotFoundError, ImageError, UnsupportedError, RegistryError.
+    """
+    ref = _remote(image_reference)
+    found = image.inspect(ref, registry_options=options)
+    return str(replace(ref, digest=found.digest)), kube_fit.needs(found.annotations)
+
+
+def place(kubectl: Kubectl, pod: dict[str, Any], wanted: kube_fit.Needs) -> list[str]:
+    """Names of the nodes on which `pod`, as `restoring` made it, can be scheduled and restored.
+
+    Raises NotFoundError without the RuntimeClass, UnsupportedError when no node fits, and what kubectl raises.
+    """
+    name = pod["spec"]["runtimeClassName"]
+    try:
+        found = kubectl.get("runtimeclass", name)
+    except NotFoundError as e:
+        raise NotFoundError(
+            f"the cluster has no RuntimeClass {name}, which leads to cryoci-runtime",
+            hint="kubectl apply -k crio-config/kubernetes/overlays/cri-o (or containerd)",
+        ) from e
+    scheduling = found.get("scheduling") or {}
+    selector = {**(scheduling.get("nodeSelector") or {}), **(pod["spec"].get("nodeSelector") or {})}
+    return kube_fit.check(kubectl.get("nodes")["items"], selector, wanted)
+
+
+def _remote(text: str) -> reference.RegistryRef:
+    ref = reference.parse(text)
+    if not isinstance(ref, reference.RegistryRef):
+        raise UsageError(f"{text} is on no registry", hint="every node must reach it: HOST/REPO:TAG")
+    return ref
 
 
 def create(kubectl: Kubectl, pod: dict[str, Any]) -> dict[str, Any]:
@@ -137,15 +186,13 @@ def restoring(
     name: str | None,
     node: str | None,
     runtime_class: str,
+    wanted: kube_fit.Needs = kube_fit.Needs(),  # noqa: B008  (it is immutable)
 ) -> dict[str, Any]:
-    """The manifest of a pod like `pod` whose container comes out of a checkpoint image.
+    """The manifest of a pod like `pod` whose container comes out of a checkpoint image, on a node as `wanted`.
 
     Raises UsageError, NotFoundError.
     """
-    if not isinstance(reference.parse(image_reference), reference.RegistryRef):
-        raise UsageError(
-            f"{image_reference} is on no registry", hint="every node must reach it: HOST/REPO:TAG"
-        )
+    _remote(image_reference)
     chosen = choose(pod, container)
     old = pod["metadata"]
     fresh: dict[str, Any] = {
@@ -164,4 +211,5 @@ def restoring(
     spec["runtimeClassName"] = runtime_class
     if node:
         spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), "kubernetes.io/hostname": node}
+    kube_fit.require(spec, wanted)
     return fresh

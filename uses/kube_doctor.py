@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cryoci.errors import CryociError
+from cryoci.uses import kube_fit
 from cryoci.uses.kubectl import Kubectl
 
 # The first that answer CRI's CheckpointContainer; Kubernetes 1.30 turned the kubelet's gate on.
@@ -34,7 +36,9 @@ def examine(kubectl: Kubectl) -> list[Finding]:
             "permission: create nodes/proxy",
             allowed,
             "yes" if allowed else "no",
-            "" if allowed else "bind ClusterRole cryoci-checkpointer of crio-config/kubernetes/rbac.yaml",
+            ""
+            if allowed
+            else "bind ClusterRole cryoci-checkpointer of crio-config/kubernetes/base/rbac.yaml",
         )
     ]
     for node in nodes:
@@ -43,6 +47,8 @@ def examine(kubectl: Kubectl) -> list[Finding]:
             _runtime(name, str(info["containerRuntimeVersion"])),
             _gate(kubectl, name, str(info["kubeletVersion"])),
         ]
+        if "nvidia.com/gpu" in (node["status"].get("capacity") or {}):
+            found.append(_gpu(name, node["metadata"].get("labels") or {}))
     return [*found, _class(kubectl), _agents(kubectl)]
 
 
@@ -84,6 +90,16 @@ def _gate(kubectl: Kubectl, node: str, kubelet: str) -> Finding:
     return Finding(what, on, f"{'on' if on else 'off'}, kubelet {kubelet}", "" if on else hint)
 
 
+def _gpu(node: str, labels: Mapping[str, str]) -> Finding:
+    chip, driver = kube_fit.told(labels)
+    ok = bool(chip and driver)
+    hint = (
+        "restores are scheduled by them: component gpu of crio-config/kubernetes, or gpu-feature-discovery"
+    )
+    said = " with driver ".join(filter(None, (chip, driver))) or "none"
+    return Finding(f"node {node}: labels of its GPUs", ok, said, "" if ok else hint)
+
+
 def _class(kubectl: Kubectl) -> Finding:
     handler = kubectl.ask("get", "runtimeclass", "cryoci", "--output=jsonpath={.handler}")
     hint = "restores need it: it leads to cryoci-runtime on each node (crio-config/kubernetes)"
@@ -95,5 +111,5 @@ def _agents(kubectl: Kubectl) -> Finding:
     counts = kubectl.ask("get", "daemonset", "cryoci-agent", "--namespace=cryoci", path)
     ready, _, wanted = counts.partition("/")
     ok = bool(wanted) and ready == wanted and wanted != "0"
-    hint = "push needs them: kubectl apply -k crio-config/kubernetes/agent"
+    hint = "push needs them: kubectl apply -k crio-config/kubernetes/overlays/cri-o (or containerd)"
     return Finding("agents", ok, f"{counts} ready" if counts else "none", "" if ok else hint)

@@ -74,7 +74,7 @@ def explain(argv: Sequence[str], result: subprocess.CompletedProcess[bytes]) -> 
     if "(forbidden)" in low or "is forbidden" in low:
         return PrivilegeError(
             f"the API server forbids that: {short}",
-            hint="give the user the role of crio-config/kubernetes/rbac.yaml: kubectl create clusterrolebinding "
+            hint="give the user the role of crio-config/kubernetes/base/rbac.yaml: kubectl create clusterrolebinding "
             "checkpointers --clusterrole=cryoci-checkpointer --user=NAME",
         )
     if "(notfound)" in low or "not found" in low:
@@ -96,7 +96,7 @@ def _kubelet(short: str, low: str) -> Exception | None:
         return PrivilegeError(
             f"the kubelet forbids it to the API server: {short}",
             hint="the API server's own kubelet client needs verb create on nodes/checkpoint: bind ClusterRole "
-            "cryoci-kubelet-checkpoint of crio-config/kubernetes/rbac.yaml to the user that is named",
+            "cryoci-kubelet-checkpoint of crio-config/kubernetes/base/rbac.yaml to the user that is named",
         )
     if "forbidden" in low:
         return None

@@ -26,8 +26,8 @@ _VERSIONS = (
 )  # fmt: skip
 
 
-def predicate(annotations: Mapping[str, str], digest: str) -> dict[str, Any]:
-    """The provenance of the image `digest` with these annotations, as seen from this node."""
+def predicate(annotations: Mapping[str, str], digest: str, node: str | None = None) -> dict[str, Any]:
+    """The provenance of the image `digest` with these annotations, as seen from this node, called `node`."""
     facts = families.read(annotations)
     base = facts.get("image.digest", "").removeprefix("sha256:")
     material = {"uri": facts.get("image.name", ""), **({"digest": {"sha256": base}} if base else {})}
@@ -49,7 +49,7 @@ def predicate(annotations: Mapping[str, str], digest: str) -> dict[str, Any]:
         },
         "runDetails": {
             "builder": {
-                "id": f"urn:cryoci:node:{socket.gethostname()}",
+                "id": f"urn:cryoci:node:{node or socket.gethostname()}",
                 "version": {"cryoci": __version__, "kernel": platform.release()},
             },
             "metadata": {

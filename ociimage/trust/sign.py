@@ -39,9 +39,10 @@ def sign(
     *,
     with_provenance: bool = True,
     expected: str | None = None,
+    node: str | None = None,
     registry_options: RegistryOptions | None = None,
 ) -> Signed:
-    """Sign the image at `ref`; `expected` is the digest that it must have.
+    """Sign the image at `ref`; `expected` is the digest that it must have, `node` this one's name (the host's).
 
     Raises NotFoundError, ImageError, RegistryError, ConflictError.
     """
@@ -60,7 +61,7 @@ def sign(
                 _attach(store, subject, signature, envelope.SIGN_PREDICATE)
             if with_provenance:
                 noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
-                claim = provenance.predicate(noted, subject.digest)
+                claim = provenance.predicate(noted, subject.digest, node)
                 stated = envelope.bundle(key, provenance.PREDICATE, claim, subject.digest)
                 _attach(store, subject, stated, provenance.PREDICATE)
     return Signed(

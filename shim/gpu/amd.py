@@ -151,23 +151,17 @@ def saved(images: str) -> list[kfd.Gpu] | None:
         raise ImageError(f"{TOPOLOGY} of the checkpoint cannot be read: {e}") from e
 
 
-def compare(images: str, options: AmdOptions, root: str = kfd.SYSFS) -> bool:
-    """Can this node's GPUs stand in for those of the checkpoint in `images`? False when it has none.
+def compare(images: str, options: AmdOptions, root: str = kfd.SYSFS) -> dict[str, str] | None:
+    """Which GPUs of this node stand in for those of the checkpoint in `images`; None when it has none.
 
-    Raises UnsupportedError with what differs, ImageError, NotFoundError.
+    They are told by their render nodes: {/dev/dri/renderDN there: here}. Raises UnsupportedError with what differs,
+    ImageError, NotFoundError.
     """
     there = saved(images)
     if there is None:
-        return False
+        return None
     found = kfd.match(there, kfd.parse(kfd.capture(root)), options.off)
-    for old in there:
-        new = found[old.gpu_id]
-        if old.render != new.render:
-            raise UnsupportedError(
-                f"GPU {old.gpu_id} ({old.name}) of the checkpoint is {old.render}, its like on this node {new.render}",
-                hint="CRIU's plugin opens the new name while /dev of the container still has the old one (criu#2888)",
-            )
-    return True
+    return {old.render: found[old.gpu_id].render for old in there}
 
 
 def variables(options: AmdOptions) -> dict[bytes, bytes]:

@@ -117,7 +117,7 @@ def parse(value: Any) -> list[Gpu]:
     try:
         if value["version"] != VERSION or len(value["gpus"]) > 128:
             raise ValueError
-        return [
+        found = [
             Gpu(
                 int(g["node"]),
                 int(g["gpu_id"]),
@@ -127,6 +127,9 @@ def parse(value: Any) -> list[Gpu]:
             )
             for g in value["gpus"]
         ]
+        if len({gpu.gpu_id for gpu in found}) != len(found):
+            raise ValueError
+        return found
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ImageError("the checkpoint's topology of AMD GPUs is not one that this cryoci knows") from e
 

@@ -9,7 +9,7 @@ parts are looked for before, its name and the bytes in the images after, and eve
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cryoci.errors import CheckpointError, CryociError, NotFoundError, RestoreError, UnsupportedError
@@ -18,9 +18,10 @@ from cryoci.shim.argv import Invocation
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.gpu import below as runtime_below
 from cryoci.shim.gpu import dump as dumps
-from cryoci.shim.gpu import nvml, preflight, tasks
+from cryoci.shim.gpu import engine, nvml, preflight, tasks
 from cryoci.shim.gpu.cuda import Driver, State
 from cryoci.shim.gpu.dump import Dump
+from cryoci.shim.gpu.tasks import Task
 from cryoci.shim.runtime import Runtime
 
 DIRECTORIES = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
@@ -95,7 +96,10 @@ class PluginDumping:
 def dumping(
     line: Invocation, below: Runtime, chosen: CriuOptions, *, images: str, timeout: int, criu: str
 ) -> Iterator[PluginDumping]:
-    """Look at what the plugin needs, and after the dump at what it left. Raises CheckpointError and others."""
+    """Look at what the plugin needs, and after the dump at what it left. Raises CheckpointError and others.
+
+    After a dump that failed, processes that it forgot are brought back to their GPUs.
+    """
     pid = int(runtime_below.state(line, below).get("pid", 0))
     if pid <= 0 or not tasks.any_cuda(pid):
         yield PluginDumping(None, "", timeout)
@@ -111,10 +115,27 @@ def dumping(
         dump = dumps.made(
             management.driver, driver.version, gpus, found, engine="plugin", plugins=["cuda_plugin"]
         )
-    yield PluginDumping(dump, libdir, timeout)
+    ran = [task for task in found if driver.state(task.pid) is State.RUNNING]
+    try:
+        yield PluginDumping(dump, libdir, timeout)
+    finally:
+        if not os.path.isfile(images + "/inventory.img"):
+            bring_back(line, below, driver, ran)
     if os.path.isfile(images + "/inventory.img"):
         check_images(images, dump)
         dump.write(images)
+
+
+def bring_back(line: Invocation, below: Runtime, driver: Driver, ran: Sequence[Task]) -> None:
+    """Have the processes that `ran` run again, after a dump that failed. Raises CudaError, RestoreError.
+
+    The plugin notes a process as checkpointed before it asks the driver to do that. When the driver refuses, it tries
+    to restore what is only locked, is refused that too, and leaves the process locked for ever (4.0 to 4.2).
+    """
+    with runtime_below.thawed(line, below):
+        engine.resume(
+            driver, [one for one in ran if one.alive and driver.state(one.pid) is not State.RUNNING]
+        )
 
 
 def check_images(images: str, dump: Dump) -> None:

@@ -31,14 +31,19 @@ def context() -> Any:
     return cuda
 
 
+def write(name: str, text: str) -> None:
+    """A file of /tmp that is there with all of its text or not at all."""
+    with open(f"/tmp/{name}.new", "w") as f:
+        f.write(text)
+    os.replace(f"/tmp/{name}.new", f"/tmp/{name}")
+
+
 def work(cuda: Any, at: ctypes.c_uint64, number: int) -> None:
     back, count = ctypes.create_string_buffer(8), 0
     while True:
         check(cuda.cuMemcpyDtoH_v2(back, at, ctypes.c_size_t(8)))
         count += 1
-        with open(f"/tmp/count.{number}.new", "w") as f:
-            f.write(str(count))
-        os.replace(f"/tmp/count.{number}.new", f"/tmp/count.{number}")
+        write(f"count.{number}", str(count))
         time.sleep(0.02)
 
 
@@ -47,14 +52,12 @@ def main() -> None:
     at, handle = ctypes.c_uint64(), Handle()
     if len(sys.argv) > 1:
         ctypes.memmove(ctypes.byref(handle), bytes.fromhex(sys.argv[1]), 64)
-        with open("/tmp/child", "w") as f:
-            f.write(str(os.getpid()))
+        write("child", str(os.getpid()))
         while not os.path.exists("/tmp/go"):
             time.sleep(0.05)
         cuda.cuIpcOpenMemHandle_v2.argtypes = [ctypes.POINTER(ctypes.c_uint64), Handle, ctypes.c_uint]
         check(cuda.cuIpcOpenMemHandle_v2(ctypes.byref(at), handle, 1))
-        with open("/tmp/opened", "w"):
-            pass
+        write("opened", "")
         work(cuda, at, 1)
     check(cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(SIZE)))
     check(cuda.cuIpcGetMemHandle(ctypes.byref(handle), at))

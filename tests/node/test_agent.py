@@ -43,8 +43,9 @@ def until(
 
 @contextmanager
 def agent(node: NamespaceNode, to: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """An agent for the time of a with block; it is killed."""
-    argv = ["cryoci", "agent", "--to", to, "--settle", "500ms", *words]
+    """An agent for the time of a with block, with the rights of its DaemonSet; it is killed."""
+    confined = ["setpriv", "--no-new-privs", "--bounding-set=-all,+dac_override"]
+    argv = [*confined, "cryoci", "agent", "--to", to, "--settle", "500ms", *words]
     process = node.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield process
@@ -77,9 +78,16 @@ def test_archives_become_images(site: Site) -> None:
         known = until(site.a, lambda a: bool(a.get(named(1), {}).get("digest")) and named(2, "broken") in a)
         broken = until(site.a, lambda a: bool(a[named(2, "broken")]["problem"]))[named(2, "broken")]
         assert broken["digest"] == "" and broken["attempts"] >= 1
-    with agent(site.a, repository, "--keep", "1"):  # killed, and started again
+    site.a.sh(
+        "mkdir /srv/keys && cd /srv/keys && COSIGN_PASSWORD=pw cosign generate-key-pair && echo pw > password"
+    )
+    key = ("--sign-key", "/srv/keys/cosign.key", "--password-file", "/srv/keys/password")
+    with agent(site.a, repository, "--keep", "1", "--node", "n1", *key):  # killed, and started again
         site.a.sh(f"cp /srv/export.tar {DIRECTORY}/{named(3)}")
-        after = until(site.a, lambda a: bool(a.get(named(3), {}).get("digest")) and named(1) not in a)
+        after = until(site.a, lambda a: bool(a.get(named(3), {}).get("signed")) and named(1) not in a)
+    for digest in (known[named(1)]["digest"], after[named(3)]["digest"]):
+        words = ["--key", "/srv/keys/cosign.pub", "--insecure-ignore-tlog=true", "--allow-http-registry"]
+        site.a.run(["cosign", "verify", *words, f"{repository}@{digest}"])
     site.a.run(["rm", STATE])
     with agent(site.a, repository):  # what it has forgotten it does again, to the same digest
         again = until(site.a, lambda a: bool(a.get(named(3), {}).get("digest")))

@@ -7,7 +7,7 @@ import sys
 import time
 
 from cryoci.errors import CryociError
-from tests.nodes import machine, services, tree, workload
+from tests.nodes import cuda_plugin, kubectl, machine, services, tree, workload
 
 STEPS = (
     ("tree", tree.debian),
@@ -16,6 +16,8 @@ STEPS = (
     ("workload", workload.layer),
     ("machine image", machine.image),
     ("services", services.rootfs),
+    ("kubectl", kubectl.package),
+    ("CUDA plugin", cuda_plugin.directory),
 )
 
 

@@ -81,6 +81,8 @@ _NEW_CONTAINERD = f"""chroot "$1" sh -euc '
     apt-get -q download containerd/{NEXT_SUITE}
     dpkg-deb -x containerd_*.deb . && rm -r containerd_*.deb etc usr/share && usr/bin/containerd --version
 '"""
+# By the host's apt with the tree's configuration; nothing is unpacked, so no dpkg-dev is needed.
+_SOURCE = 'cd "$1" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -q source --download-only --tar-only'
 # What the sources of the wheel are; everything else in the checkout does not change a node.
 SOURCES = (
     "pyproject.toml",
@@ -206,8 +208,8 @@ def source_digest() -> str:
     return total.hexdigest()
 
 
-def mmdebstrap(path: Path, packages: Iterable[str], *, variant: str) -> None:
-    """Make a Debian tree at `path` from the host's own mirror and proxy."""
+def mmdebstrap(path: Path, packages: Iterable[str], *, variant: str, source: str | None = None) -> None:
+    """Make a Debian tree at `path` from the host's own mirror and proxy, with the tar of a `source` package in it."""
     require_root()
     program = which("mmdebstrap")
     options = [f"--dpkgopt={o}" for o in _DPKG]
@@ -215,12 +217,15 @@ def mmdebstrap(path: Path, packages: Iterable[str], *, variant: str) -> None:
     extra = [_OLD_CRIU, _NEW_COSIGN, _NEW_CONTAINERD] if variant == "minbase" else []
     hooks = [f"--setup-hook={_PINS}", *(f"--customize-hook={script}" for script in extra)]
     url = mirror()
+    lines = [f"deb {url} {SUITE} main", f"deb {url} {SUITE}-updates main"]
+    lines.append(f"deb [check-valid-until=no] {url} {NEXT_SUITE} main")
+    if source is not None:
+        lines.append(f"deb-src [check-valid-until=no] {url} {NEXT_SUITE} main")
+        hooks.append(f"--extract-hook={_SOURCE} {source}/{NEXT_SUITE}")
     result = subprocess.run(
         [
             program, "--mode=root", f"--variant={variant}", "--format=directory",
-            f"--include={','.join(packages)}", *hooks, *options, SUITE, str(path),
-            f"deb {url} {SUITE} main", f"deb {url} {SUITE}-updates main",
-            f"deb [check-valid-until=no] {url} {NEXT_SUITE} main",
+            f"--include={','.join(packages)}", *hooks, *options, SUITE, str(path), *lines,
         ],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -28,6 +28,7 @@ MI300X = {
     "local_mem_size": 0, "fw_version": 166, "capability": 744515200, "debug_prop": 1511,
     "sdma_fw_version": 22, "unique_id": 1234567, "num_xcc": 8, "max_engine_clk_ccompute": 3700,
 }  # fmt: skip
+TWIN: dict[str, Any] = {"node": 1, "gpu_id": 7, "name": "", "properties": {}, "links": []}
 BANK = {"heap_type": 2, "size_in_bytes": 206141652992, "flags": 0, "width": 8192, "mem_clk_max": 1300}
 
 
@@ -134,16 +135,18 @@ def test_a_checkpoint_is_compared_with_this_node(tmp_path: Path) -> None:
     images, options = tmp_path / "images", amd.AmdOptions.from_mapping({"fw-ver-check": False})
     images.mkdir()
     root = tree(tmp_path / "a", {})
-    assert amd.compare(str(images), options, root) is False
+    assert amd.compare(str(images), options, root) is None
     (images / amd.TOPOLOGY).write_text(json.dumps(kfd.capture(root)))
-    assert amd.compare(str(images), options, tree(tmp_path / "b", {"fw_version": 1})) is True
-    with pytest.raises(UnsupportedError, match=r"renderD128.*renderD140"):
-        amd.compare(str(images), options, tree(tmp_path / "c", {"drm_render_minor": 140}))
+    same = amd.compare(str(images), options, tree(tmp_path / "b", {"fw_version": 1}))
+    assert same == {"/dev/dri/renderD128": "/dev/dri/renderD128"}
+    moved = amd.compare(str(images), options, tree(tmp_path / "c", {"drm_render_minor": 140}))
+    assert moved == {"/dev/dri/renderD128": "/dev/dri/renderD140"}
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"version": 2, "gpus": []}', '{"version": 1, "gpus": [3]}',
-             '{"version": 1, "gpus": [{"node": "x"}]}', '{"version": 1, "gpus": %s}' % ([0] * 200)],
+             '{"version": 1, "gpus": [{"node": "x"}]}', '{"version": 1, "gpus": %s}' % ([0] * 200),
+             json.dumps({"version": 1, "gpus": [TWIN, TWIN]})],
 )  # fmt: skip
 def test_a_hostile_topology_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / amd.TOPOLOGY).write_text(text)

@@ -1,79 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`kubectl cryoci`, called by a real kubectl as its plugin, against an API server that speaks TLS."""
+# ruff: noqa: F811  (fixtures are imported and then named as arguments)
+"""`kubectl cryoci`, called by a real kubectl as its plugin, against an API server that speaks TLS and knows RBAC."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cryoci.errors import UsageError
-from cryoci.uses import kube, kube_doctor, kubelet_archive
-from tests.unit.kube_api import TOKEN, Api, failure, pod, serving
+from cryoci.ociimage import image, reference
+from cryoci.ociimage.trust import keys
+from cryoci.ociimage.trust.sign import sign
+from cryoci.uses import kube_doctor, kubelet_archive
+from tests.unit.images import make_checkpoint, no_credentials, registry  # noqa: F401
+from tests.unit.kube_api import TOKEN, failure
+from tests.unit.kube_cluster import Cluster, cluster, program, role  # noqa: F401
 
-REPO = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("no_credentials")
 ARCHIVE = "/var/lib/kubelet/checkpoints/checkpoint-web_shop-app-2026-01-02T03:04:05Z.tar"
-IMAGE = "registry.example:5000/checkpoints:web_shop-app-1"
-
-
-def find_kubectl() -> str | None:
-    """This machine's kubectl, or that of the node tree (it is one static program)."""
-    in_tree = sorted(REPO.glob(".cache/node/tree-*/usr/bin/kubectl"))
-    return shutil.which("kubectl") or (str(in_tree[-1]) if in_tree else None)
-
-
-KUBECTL = find_kubectl()
-pytestmark = pytest.mark.skipif(
-    KUBECTL is None, reason="there is no kubectl on this machine or in the node tree"
-)
-
-
-class Cluster:
-    """A kubectl with the plugin on its PATH, and the server that it talks to."""
-
-    def __init__(self, api: Api, config: Path, directory: Path) -> None:
-        self.api, self.config = api, config
-        plugins = directory / "plugins"
-        plugins.mkdir()
-        plugin = plugins / "kubectl-cryoci"
-        plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m cryoci.cli.kubectl_cryoci "$@"\n')
-        plugin.chmod(0o755)
-        (plugins / "kubectl").symlink_to(str(KUBECTL))
-        self.env = {
-            **os.environ,
-            "KUBECONFIG": str(config),
-            "PATH": f"{plugins}:{os.environ.get('PATH', os.defpath)}",
-            "HOME": str(directory),
-            "PYTHONPATH": str(REPO),
-        }
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["kubectl", "cryoci", *words],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def fails(self, *words: str) -> str:
-        result = self.run(*words)
-        assert result.returncode in (1, 2), result.stdout + result.stderr
-        assert "Traceback" not in result.stderr and "hint: " in result.stderr, result.stderr
-        return result.stderr
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with serving(tmp_path) as (api, config):
-        yield Cluster(api, config, tmp_path)
+TAG = "web_shop-app-2026-01-02T03-04-05Z"
 
 
 def test_checkpoint_goes_through_the_node_proxy(cluster: Cluster) -> None:
@@ -126,27 +73,20 @@ def test_wrong_words(cluster: Cluster) -> None:
     assert "does not know you" in cluster.fails("checkpoint", "web")
 
 
-def test_restore_creates_a_pod_that_belongs_to_nobody(cluster: Cluster) -> None:
-    result = cluster.run("restore", "web", "--image", IMAGE, "--node", "n2")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == f"created pod shop/web-restored from {IMAGE}\n"
-    (made,) = cluster.api.created
-    assert made["metadata"]["annotations"] == {"io.cryoci.restore.app": IMAGE}
-    assert made["metadata"]["labels"] == {"app": "web"} and "ownerReferences" not in made["metadata"]
-    assert "uid" not in made["metadata"] and "resourceVersion" not in made["metadata"]
-    spec = made["spec"]
-    assert spec["runtimeClassName"] == "cryoci" and "nodeName" not in spec
-    assert spec["nodeSelector"] == {"kubernetes.io/hostname": "n2"}
-    assert spec["containers"] == [{"name": "app", "image": "registry.example/app:1"}]
-
-
-def test_restore_of_a_pod_that_is_gone(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "pod.json").write_text(json.dumps(pod("gone", "app")))
-    words = ["restore", "gone", "--image", IMAGE, "--name", "again", "--dry-run"]
-    shown = json.loads(cluster.run(*words, "--manifest", str(tmp_path / "pod.json")).stdout)
-    assert shown["metadata"]["name"] == "again" and cluster.api.created == []
-    with pytest.raises(UsageError, match="registry"):
-        kube.restoring(pod("web", "app"), None, "local:1", name=None, node=None, runtime_class="cryoci")
+def test_push_waits_for_the_agent(
+    cluster: Cluster, images: dict[str, str], registry: str, tmp_path: Path
+) -> None:
+    to = f"{registry}/agent"
+    said = cluster.fails("push", "web", "--to", to, "--timeout", "1s")
+    assert "no agent has pushed" in said and "logs daemonset/cryoci-agent" in said
+    ref = reference.parse(f"{to}:{TAG}")
+    assert isinstance(ref, reference.RegistryRef)
+    digest = image.push(make_checkpoint(tmp_path / "ck", pages=1 << 20), ref).digest
+    assert cluster.run("push", "web", "--to", to).stdout == f"pushed {to}:{TAG}\ndigest {digest}\n"
+    assert "no agent has signed" in cluster.fails("push", "web", "--to", to, "--signed", "--timeout", "1s")
+    keys.generate(tmp_path / "k", b"")
+    sign(ref, keys.load_private(tmp_path / "k.key", lambda: b""))
+    assert cluster.run("push", "web", "--to", to, "--signed", "-q").stdout == f"{digest}\n"
 
 
 def test_doctor(cluster: Cluster) -> None:
@@ -156,17 +96,18 @@ def test_doctor(cluster: Cluster) -> None:
     assert not findings["agents"]["ok"] and findings["RuntimeClass cryoci"]["ok"]
     assert findings["node n1: gate ContainerCheckpoint"]["ok"] and findings["node n1: runtime"]["ok"]
     assert findings["permission: create nodes/proxy"]["ok"]
-    cluster.api.gates, cluster.api.runtime, cluster.api.may = (
-        {"ContainerCheckpoint": False},
-        "containerd://1.7.2",
-        False,
-    )
+    cluster.api.gates = {"ContainerCheckpoint": False}
+    cluster.api.nodes["n1"]["status"]["nodeInfo"]["containerRuntimeVersion"] = "containerd://1.7.2"
+    cluster.api.nodes["n1"]["status"]["capacity"] = {"nvidia.com/gpu": "8"}
+    rules = role("cryoci-checkpointer", "base/rbac.yaml")
+    cluster.api.rules = [{**one, "verbs": [v for v in one["verbs"] if v != "create"]} for one in rules]
     findings = {one["what"]: one for one in json.loads(cluster.run("doctor", "--json").stdout)}
     assert not any(
         findings[name]["ok"]
         for name in (
             "node n1: gate ContainerCheckpoint",
             "node n1: runtime",
+            "node n1: labels of its GPUs",
             "permission: create nodes/proxy",
         )
     )
@@ -191,11 +132,3 @@ def test_names_of_archives() -> None:
 
 def test_versions() -> None:
     assert kube_doctor.version("v1.33.0-gke.1") == (1, 33) and kube_doctor.version("?") == (0, 0)
-
-
-def test_the_manifests_build() -> None:
-    made = subprocess.run(
-        [str(KUBECTL), "kustomize", str(REPO / "crio-config/kubernetes/agent")],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert "kind: DaemonSet" in made and "image: registry.example.com/cryoci:0.1.0" in made

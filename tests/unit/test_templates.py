@@ -55,8 +55,8 @@ def test_criu_options_exist(name: str) -> None:
 
 def test_kubernetes_manifests_agree() -> None:
     """The RuntimeClass names the handler that is installed, and the label that the DaemonSet's text promises."""
-    runtime_class = (TEMPLATES / "kubernetes/runtimeclass.yaml").read_text()
-    daemon_set = (TEMPLATES / "kubernetes/daemonset.yaml").read_text()
+    runtime_class = (TEMPLATES / "kubernetes/base/runtimeclass.yaml").read_text()
+    daemon_set = (TEMPLATES / "kubernetes/base/install.yaml").read_text()
     assert re.search(r"^handler: cryoci$", runtime_class, re.MULTILINE)
     assert 'cryoci.io/runtime: "true"' in runtime_class and "cryoci.io/runtime=true" in daemon_set
     assert "\t" not in runtime_class + daemon_set
