@@ -33,6 +33,7 @@ _MADVISE, _DONTNEED = 28, 4
 _SYSCALL = b"\x0f\x05"
 _SECONDS = 10.0
 
+Call = tuple[int, int, int, int]
 Saved = dict[str, str]  # "registers" and "mask" of a thread, in hex, and where its calls are made: "at"
 
 
@@ -41,22 +42,39 @@ def drop(pid: int, areas: Sequence[Area], save: Callable[[Saved], None]) -> None
 
     Raises UnsupportedError, CheckpointError, OSError; the thread then is as it was.
     """
+    wanted = [(_MADVISE, area.start, area.end - area.start, _DONTNEED) for area in areas]
+    for area, result in zip(
+        areas, make_calls(pid, wanted, save), strict=False
+    ):  # none after one that failed
+        if result != 0:
+            raise CheckpointError(
+                f"process {pid} could not give back its memory at {area.start:x}: {os.strerror(-result)}"
+            )
+
+
+def make_calls(
+    pid: int, wanted: Sequence[Call], save: Callable[[Saved], None] = lambda saved: None
+) -> list[int]:
+    """Have a stopped process make system calls (number, three arguments), up to the first that fails.
+
+    Returns their results, negative for an error. Raises as `drop` does.
+    """
     at = _gadget(pid)
     seize(pid)
+    results: list[int] = []
     try:
         saved = _save(pid, at)
         save(saved)
         try:
-            for area in areas:
-                result = _call(pid, saved, _MADVISE, area.start, area.end - area.start, _DONTNEED)
-                if result != 0:
-                    raise CheckpointError(
-                        f"process {pid} could not give back its memory at {area.start:x}: {os.strerror(-result)}"
-                    )
+            for call in wanted:
+                if results and results[-1] < 0:
+                    break
+                results.append(_call(pid, saved, *call))
         finally:
             _put_back(pid, saved)
     finally:
         release(pid)
+    return results
 
 
 def heal(pid: int, saved: Saved) -> None:

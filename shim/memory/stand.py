@@ -2,11 +2,9 @@
 """Where the threads of stopped processes stand while CRIU dumps them: threads.json in the container's record.
 
 CRIU runs code of its own in each process. Should it be killed then, the kernel lets go of the threads wherever they
-are: at a system call that CRIU has written over the start of the program, or in CRIU's code, where some would end
+are: at a system call that CRIU has written over the start of the program, or in CRIU's code, and most would end
 their process as soon as they run. The processes are stopped for their memory anyway (`dump`), so whatever is another
-in their registers than before is CRIU's, and is put back before they run.
-
-A first thread in CRIU's code is let be: that code notices that CRIU is gone, tidies up after itself and returns.
+in their registers than before is CRIU's, as is any new mapping or open file: it is put back, or goes, before they run.
 """
 
 from __future__ import annotations
@@ -24,9 +22,10 @@ from cryoci.shim.record import Record
 
 NAME = "threads.json"
 _CODE = 16  # bytes at the start of executable memory, of which CRIU writes over eight
-_RAX, _RIP = 10, 16
+_RAX = 10  # in struct user_regs_struct
+_CLOSE, _MUNMAP = 3, 11
 _RESTART_BLOCK, _EINTR = 516, 4  # the kernel has forgotten what to restart: the call was interrupted, then
-_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ..x. .*")
+_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ..([x-])")
 
 
 def note(record: Record, pids: list[int]) -> None:
@@ -37,12 +36,17 @@ def note(record: Record, pids: list[int]) -> None:
         for thread in find.threads(pid):
             inject.seize(thread)
             try:
-                mask = inject.mask_of(thread)
-                threads[str(thread)] = [inject.pack(inject.registers_of(thread)), mask.hex()]
+                threads[str(thread)] = [
+                    inject.pack(inject.registers_of(thread)),
+                    inject.mask_of(thread).hex(),
+                ]
             finally:
                 inject.release(thread)
-        code = [[start, end, _read(pid, start).hex()] for start, end in _executable(pid)]
-        found[str(pid)] = {"born": find.born(pid), "threads": threads, "code": code}
+        code = [[start, _read(pid, start).hex()] for start, _, runs in _areas(pid) if runs]
+        areas = [[start, end] for start, end, _ in _areas(pid)]
+        found[str(pid)] = {
+            "born": find.born(pid), "threads": threads, "code": code, "areas": areas, "files": _files(pid),
+        }  # fmt: skip
     write_atomic(f"{record.directory}/{NAME}", json.dumps(found))
 
 
@@ -60,13 +64,13 @@ def put_back(record: Record, pid: int) -> int:
     if one is None or one["born"] != find.born(pid):
         return 0
     moved = 0
-    code = [(start, end) for start, end, _ in one["code"]]
     for thread, (registers, mask) in one["threads"].items():
-        moved += _settle(pid, int(thread), inject.unpack(registers), bytes.fromhex(mask), code)
-    for start, _, text in one["code"]:
+        moved += _settle(int(thread), inject.unpack(registers), bytes.fromhex(mask))
+    for start, text in one["code"]:
         before = bytes.fromhex(text)
         if before and _read(pid, start) != before:
             _write(pid, start, before)
+    _tidy(pid, one["areas"], one["files"])
     return moved
 
 
@@ -76,33 +80,43 @@ def forget(record: Record) -> None:
         os.unlink(f"{record.directory}/{NAME}")
 
 
-def _settle(pid: int, thread: int, before: list[int], mask: bytes, code: list[tuple[int, int]]) -> bool:
+def _settle(thread: int, before: list[int], mask: bytes) -> bool:
     try:
         inject.seize(thread)
     except ProcessLookupError:
         return False
     try:
-        now = inject.registers_of(thread)
-        if now == before:
-            inject.set_mask(thread, mask)
-            return False
-        if thread == pid and not any(start <= now[_RIP] < end for start, end in code):
-            return False
-        if before[_RAX] == (1 << 64) - _RESTART_BLOCK:
-            before[_RAX] = (1 << 64) - _EINTR
-        inject.set_registers(thread, before)
+        differs = inject.registers_of(thread) != before
+        if differs:
+            if before[_RAX] == (1 << 64) - _RESTART_BLOCK:
+                before[_RAX] = (1 << 64) - _EINTR
+            inject.set_registers(thread, before)
         inject.set_mask(thread, mask)
-        return True
+        return differs
     finally:
         inject.release(thread)
 
 
-def _executable(pid: int) -> list[tuple[int, int]]:
-    """Its executable memory; not vsyscall, which is the kernel's."""
+def _tidy(pid: int, areas: list[list[int]], files: list[int]) -> None:
+    """Unmap what CRIU has mapped, and close its socket."""
+    calls = [(_CLOSE, file, 0, 0) for file in set(_files(pid)) - set(files)]
+    for start, end, _ in _areas(pid):
+        if not any(first < end and start < last for first, last in areas):
+            calls.append((_MUNMAP, start, end - start, 0))
+    if calls:
+        inject.make_calls(pid, calls)
+
+
+def _areas(pid: int) -> list[tuple[int, int, bool]]:
+    """Start, end, and whether it is executable, of its memory; not vsyscall, which is the kernel's."""
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as f:
         found = [_LINE.match(line) for line in f]
-    ranges = [(int(m[1], 16), int(m[2], 16)) for m in found if m]
-    return [(start, end) for start, end in ranges if end >> 63 == 0]
+    areas = [(int(m[1], 16), int(m[2], 16), m[3] == "x") for m in found if m]
+    return [one for one in areas if one[1] >> 63 == 0]
+
+
+def _files(pid: int) -> list[int]:
+    return [int(name) for name in os.listdir(f"/proc/{pid}/fd")]
 
 
 def _read(pid: int, start: int) -> bytes:

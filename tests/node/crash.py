@@ -23,7 +23,6 @@ from tests.nodes.namespace import NamespaceNode
 POINTS = {
     "indexing": ("memory.index", "write", "before"),
     "indexed": ("memory.index", "write", "after"),
-    "stopping": ("memory.freezer", "await_stopped", "before"),
     "injecting": ("memory.inject", "_put_back", "before"),
     "half": ("memory.inject", "drop", "after"),
     "dropped": ("memory.dump", "take_out", "after"),
@@ -80,10 +79,12 @@ class Halted:
         self, node: NamespaceNode, process: subprocess.Popen[bytes], pid: int, criu: int = 0
     ) -> None:
         self.node, self.process, self.pid, self._criu = node, process, pid, criu
+        self.gone = False
 
     def kill(self, pid: int) -> None:
         """kill -9 of a process of the node."""
         self.node.run(["kill", "-KILL", str(pid)])
+        self.gone = pid == self.pid
 
     def end(self) -> str:
         """Let it go on, and wait until nothing of it runs any more; returns what it said."""
