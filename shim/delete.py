@@ -15,6 +15,11 @@ def main(line: Invocation, path: str, argv: list[str] | None = None) -> int:
 
     The caller has found the record, so the id is valid.
     """
+    directory = f"{line.root or '/run/runc'}/{line.id}"
+    if posix.access(f"{directory}/criu-root", posix.F_OK):  # of a runc that was killed
+        from cryoci.shim import criu_root
+
+        criu_root.unmount(directory)
     # A deletion that outlives its caller does no harm, and to prevent it costs the import of ctypes.
     status = child.run(path, argv or line.argv, tied=False)
     if status == 0 and line.id:

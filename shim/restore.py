@@ -18,6 +18,7 @@ from cryoci.shim import (
     child,
     config,
     create,
+    criu_root,
     crun,
     failure,
     handover,
@@ -80,6 +81,7 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
         return 1
     edit = made[1]
     status = 1
+    criu_root.sweep(below.kind, line.root, record.id, str(made[0].facts["bundle"]))
     try:
         with provided(line, edit, render_nodes):
             status = attempt(line, below, made[0], edit, chosen, variables, extra)

@@ -11,7 +11,6 @@ must end the processes, or the kernel would reset the connections; then a failur
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -37,7 +36,7 @@ from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import app, cgroup, hooked, record, rootfs, underlying
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
-from cryoci.shim.engines import gpu, processes, wake
+from cryoci.shim.engines import gpu, outlived, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
@@ -124,8 +123,10 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         _describe(container, directory, options)
         if options.durable:
             sync_tree(directory)
-        if options.leave_running:
-            _timed(done, "resume", lambda: _thaw(container, was_paused))
+        if options.leave_running and not _timed(done, "resume", lambda: _goes_on(done, was_paused)):
+            if held is not None:
+                held.end()
+        elif options.leave_running:
             if held is not None:
                 _timed(done, "gpu restore", held.release)
             if after.steps and not was_paused:
@@ -338,6 +339,10 @@ def _thaw(container: Container, was_paused: bool) -> None:
         )
 
 
+def _goes_on(done: Checkpoint, was_paused: bool) -> bool:
+    return outlived.goes_on(done.container, lambda: _thaw(done.container, was_paused), done.warnings)
+
+
 def _back(container: Container, was_paused: bool, error: BaseException | None) -> bool:
     """`_thaw` on the way out of a failure, whose reason must not get lost."""
     try:
@@ -355,8 +360,7 @@ def _end(container: Container, *, gone: bool) -> None:
         container.call("resume", check=False)  # cgroup v1: a frozen task dies only when thawed
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        result = container.call("state", check=False)
-        if result.returncode != 0 or json.loads(result.stdout).get("status") == "stopped":
+        if outlived.ended(container):
             break
         time.sleep(0.05)
     else:

@@ -10,7 +10,7 @@ from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.files import keep
 from cryoci.shim import cgroup
-from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, repair
+from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, repair, stand
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
@@ -103,6 +103,7 @@ def _drop(
                 note = note.with_saved(record, pid, saved)
 
             inject.drop(process.pid, process.areas, save)
+        stand.note(record, pids)
         if note.frozen:
             box.set(True)
     finally:

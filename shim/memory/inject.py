@@ -33,6 +33,7 @@ _MADVISE, _DONTNEED = 28, 4
 _SYSCALL = b"\x0f\x05"
 _SECONDS = 10.0
 
+Call = tuple[int, int, int, int]
 Saved = dict[str, str]  # "registers" and "mask" of a thread, in hex, and where its calls are made: "at"
 
 
@@ -41,36 +42,53 @@ def drop(pid: int, areas: Sequence[Area], save: Callable[[Saved], None]) -> None
 
     Raises UnsupportedError, CheckpointError, OSError; the thread then is as it was.
     """
+    wanted = [(_MADVISE, area.start, area.end - area.start, _DONTNEED) for area in areas]
+    for area, result in zip(
+        areas, make_calls(pid, wanted, save), strict=False
+    ):  # none after one that failed
+        if result != 0:
+            raise CheckpointError(
+                f"process {pid} could not give back its memory at {area.start:x}: {os.strerror(-result)}"
+            )
+
+
+def make_calls(
+    pid: int, wanted: Sequence[Call], save: Callable[[Saved], None] = lambda saved: None
+) -> list[int]:
+    """Have a stopped process make system calls (number, three arguments), up to the first that fails.
+
+    Returns their results, negative for an error. Raises as `drop` does.
+    """
     at = _gadget(pid)
-    _seize(pid)
+    seize(pid)
+    results: list[int] = []
     try:
         saved = _save(pid, at)
         save(saved)
         try:
-            for area in areas:
-                result = _call(pid, saved, _MADVISE, area.start, area.end - area.start, _DONTNEED)
-                if result != 0:
-                    raise CheckpointError(
-                        f"process {pid} could not give back its memory at {area.start:x}: {os.strerror(-result)}"
-                    )
+            for call in wanted:
+                if results and results[-1] < 0:
+                    break
+                results.append(_call(pid, saved, *call))
         finally:
             _put_back(pid, saved)
     finally:
-        _release(pid)
+        release(pid)
+    return results
 
 
 def heal(pid: int, saved: Saved) -> None:
     """Put back what `drop` had saved, if the process stands where `drop` had put it. Raises OSError."""
-    _seize(pid)
+    seize(pid)
     try:
-        now, before = _registers(pid), _unhex(saved["registers"])
+        now, before = registers_of(pid), unpack(saved["registers"])
         at = int(saved["at"], 16)
         if now[_RIP] in (at, at + len(_SYSCALL)) and now[_RDX] == _DONTNEED and now != before:
             _put_back(pid, saved)
         else:
-            _set_mask(pid, bytes.fromhex(saved["mask"]))
+            set_mask(pid, bytes.fromhex(saved["mask"]))
     finally:
-        _release(pid)
+        release(pid)
 
 
 class Hold:
@@ -81,7 +99,7 @@ class Hold:
         try:
             for pid in pids:
                 for thread in find.threads(pid):
-                    _seize(thread)
+                    seize(thread)
                     self._held.append(thread)
         except BaseException:
             self.release()
@@ -90,7 +108,7 @@ class Hold:
     def release(self) -> None:
         """Let go of them. Never raises."""
         for thread in self._held:
-            _release(thread)
+            release(thread)
         self._held = []
 
 
@@ -99,18 +117,19 @@ def supported() -> bool:
     return os.uname().machine == "x86_64"
 
 
-def _seize(thread: int) -> None:
-    """Attach, and wait for the thread to stop."""
+def seize(thread: int) -> None:
+    """Attach, and wait for the thread to stop. Raises OSError, CheckpointError."""
     calls.ptrace(_SEIZE, thread, None, _SUSPEND_SECCOMP)
     try:
         calls.ptrace(_INTERRUPT, thread)
         _wait(thread)
     except BaseException:
-        _release(thread)
+        release(thread)
         raise
 
 
-def _release(thread: int) -> None:
+def release(thread: int) -> None:
+    """Let go of it; one that was in a group stop goes back there. Never raises."""
     with suppress(OSError):  # it has died, which ends the tracing too
         calls.ptrace(_DETACH, thread)
 
@@ -130,39 +149,33 @@ def _wait(thread: int) -> int:
 
 
 def _save(pid: int, at: int) -> Saved:
-    registers = _registers(pid)
+    registers = registers_of(pid)
     if registers[_CS] != _CS64:
         raise UnsupportedError(
             f"process {pid} runs 32-bit code", hint='set [memory] engine = "criu" for this container'
         )
-    mask = ctypes.create_string_buffer(8)
-    calls.ptrace(_GETSIGMASK, pid, 8, mask)
-    return {"registers": struct.pack("27Q", *registers).hex(), "mask": mask.raw.hex(), "at": f"{at:x}"}
+    return {"registers": pack(registers), "mask": mask_of(pid).hex(), "at": f"{at:x}"}
 
 
 def _put_back(pid: int, saved: Saved) -> None:
-    calls.ptrace(
-        _SETREGS, pid, None, ctypes.create_string_buffer(bytes.fromhex(saved["registers"]), 8 * _REGISTERS)
-    )
-    _set_mask(pid, bytes.fromhex(saved["mask"]))
+    set_registers(pid, unpack(saved["registers"]))
+    set_mask(pid, bytes.fromhex(saved["mask"]))
 
 
 def _call(pid: int, saved: Saved, number: int, first: int, second: int, third: int) -> int:
     """Have the process make one system call; returns its result, negative for an error."""
     at = int(saved["at"], 16)
-    registers = _unhex(saved["registers"])
+    registers = unpack(saved["registers"])
     for place, value in (
         (_RIP, at), (_RAX, number), (_RDI, first), (_RSI, second), (_RDX, third), (_ORIG_RAX, (1 << 64) - 1),
     ):  # fmt: skip
         registers[place] = value
-    _set_mask(pid, b"\xff" * 8)  # a signal that comes meanwhile waits
-    calls.ptrace(
-        _SETREGS, pid, None, ctypes.create_string_buffer(struct.pack("27Q", *registers), 8 * _REGISTERS)
-    )
+    set_mask(pid, b"\xff" * 8)  # a signal that comes meanwhile waits
+    set_registers(pid, registers)
     for _ in range(8):
         calls.ptrace(_SINGLESTEP, pid)
         _wait(pid)
-        now = _registers(pid)
+        now = registers_of(pid)
         if now[_RIP] == at + len(_SYSCALL):
             return ctypes.c_long(now[_RAX]).value
         if now[_RIP] != at:
@@ -170,18 +183,39 @@ def _call(pid: int, saved: Saved, number: int, first: int, second: int, third: i
     raise CheckpointError(f"process {pid} went elsewhere while its memory was dropped")
 
 
-def _registers(pid: int) -> list[int]:
+def registers_of(thread: int) -> list[int]:
+    """struct user_regs_struct of a seized thread. Raises OSError."""
     raw = ctypes.create_string_buffer(8 * _REGISTERS)
-    calls.ptrace(_GETREGS, pid, None, raw)
+    calls.ptrace(_GETREGS, thread, None, raw)
     return list(struct.unpack("27Q", raw.raw))
 
 
-def _unhex(text: str) -> list[int]:
+def set_registers(thread: int, registers: Sequence[int]) -> None:
+    """Raises OSError."""
+    raw = struct.pack("27Q", *registers)
+    calls.ptrace(_SETREGS, thread, None, ctypes.create_string_buffer(raw, len(raw)))
+
+
+def mask_of(thread: int) -> bytes:
+    """The signal mask of a seized thread. Raises OSError."""
+    mask = ctypes.create_string_buffer(8)
+    calls.ptrace(_GETSIGMASK, thread, 8, mask)
+    return mask.raw
+
+
+def set_mask(thread: int, mask: bytes) -> None:
+    """Raises OSError."""
+    calls.ptrace(_SETSIGMASK, thread, 8, ctypes.create_string_buffer(mask, 8))
+
+
+def pack(registers: Sequence[int]) -> str:
+    """Registers as they stand in a journal."""
+    return struct.pack("27Q", *registers).hex()
+
+
+def unpack(text: str) -> list[int]:
+    """The reverse of `pack`. Raises struct.error."""
     return list(struct.unpack("27Q", bytes.fromhex(text)))
-
-
-def _set_mask(pid: int, mask: bytes) -> None:
-    calls.ptrace(_SETSIGMASK, pid, 8, ctypes.create_string_buffer(mask, 8))
 
 
 def _gadget(pid: int) -> int:

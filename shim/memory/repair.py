@@ -13,7 +13,7 @@ from contextlib import suppress
 from cryoci import trace
 from cryoci.errors import ConflictError, CryociError, RestoreError
 from cryoci.files import keep
-from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal
+from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal, stand
 from cryoci.shim.memory.journal import Journal, Member
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
@@ -54,7 +54,7 @@ def abandon(record: Record) -> None:
 def bring_back(record: Record, found: Journal, threads: int) -> None:
     """Fill the processes if some of their memory is away, and let them go on. Raises as `repair` does."""
     if found.state in ("dropping", "restoring"):
-        _fill(found, threads)
+        _fill(record, found, threads)
         found = found.become(record, "filled")
     release(record, found)
 
@@ -70,6 +70,7 @@ def release(record: Record, found: Journal) -> None:
 
 def forget(record: Record, found: Journal) -> None:
     """Remove the journal; its directory is as any other again. Never raises."""
+    stand.forget(record)
     journal.remove(record)
     with suppress(OSError):
         keep(found.directory, False)
@@ -79,7 +80,7 @@ def _quiet(pid: int) -> bool:
     return freezer.stopped(pid) and find.status(pid).get("TracerPid") == "0"
 
 
-def _fill(found: Journal, threads: int) -> None:
+def _fill(record: Record, found: Journal, threads: int) -> None:
     alive = [member for member in found.members if member.alive]
     deadline = time.monotonic() + _SETTLE
     for member in alive:
@@ -97,8 +98,7 @@ def _fill(found: Journal, threads: int) -> None:
                 f"process {member.pid} is held by process {tracer}, maybe a CRIU at work",
                 hint="wait for it to end, then repair again",
             )
-        if member.saved:
-            _heal(member, found)
+        _heal(record, member, found)
     pids = {member.vpid: member.pid for member in alive}
     content = index.read(found.directory)
     mine = index.Index(
@@ -110,13 +110,16 @@ def _fill(found: Journal, threads: int) -> None:
         span["bytes"] = fill.fill(mine, found.directory, pids, threads)
 
 
-def _heal(member: Member, found: Journal) -> None:
+def _heal(record: Record, member: Member, found: Journal) -> None:
+    """Its threads stand where a drop or a CRIU that was killed has left them: put them back."""
     box = freezer.Freezer(found.freezer)
-    was = box.frozen
+    was = bool(member.saved) and box.frozen
     try:
         if was:
             box.set(False)
-        inject.heal(member.pid, member.saved)
+        if member.saved:
+            inject.heal(member.pid, member.saved)
+        stand.put_back(record, member.pid)
     except (OSError, CryociError) as e:
         raise RestoreError(f"process {member.pid} cannot be put back to where it was: {e}") from e
     finally:

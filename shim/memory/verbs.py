@@ -14,7 +14,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError, RestoreError, UnsupportedError
 from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
-from cryoci.shim.memory import capture, dump, index, repair, undump
+from cryoci.shim.memory import capture, dump, index, repair, stand, undump
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
@@ -51,6 +51,7 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
     try:
         status = act()
         if status == 0:
+            stand.forget(record)
             dump.conclude(note)
     finally:
         held = status == 0 and line.has("hold-memory")
