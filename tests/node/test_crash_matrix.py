@@ -60,7 +60,9 @@ def cells(text: str) -> list[Cell]:
                 columns = words
             elif point := re.match(r"`(\w+)`", words[0]):
                 pairs = zip(columns[2:], words[2:], strict=True)
-                found += [Cell(kind, verb, point[1], who, left) for who, left in pairs if left not in NOT_RUN]
+                found += [
+                    Cell(kind, verb, point[1], who, left) for who, left in pairs if left not in NOT_RUN
+                ]
     return found
 
 

