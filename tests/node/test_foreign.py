@@ -11,7 +11,7 @@ import pytest
 
 from tests.node import crio
 from tests.node.conftest import Site
-from tests.node.subject import CONFIG, KINDS, SMALL, Kind, Subject, leftovers, runs_on
+from tests.node.subject import CONFIG, KINDS, SMALL, Kind, Subject, failing, leftovers, runs_on
 from tests.nodes import tree, workload
 from tests.nodes.namespace import NamespaceNode
 from tests.nodes.node import ENVIRONMENT
@@ -164,4 +164,18 @@ def test_crios_archive(site: Site, below: str) -> None:
     assert one.end() == "0"
     origin.run(["rm", CONFIG])
     _restores_everywhere(node, archive, f"pod-{below}", below, "CRI-O", before)
+    _fails_everywhere(node, archive, below)
     node.run(["rm", archive])
+
+
+def _fails_everywhere(node: NamespaceNode, archive: str, below: str) -> None:
+    """Of a damaged checkpoint nothing is left: no container, bundle, file system or network namespace."""
+    damaged = f"/srv/damaged-{below}"
+    node.run(["cryoci", "pull", archive, damaged])
+    node.run(["rm", f"{damaged}/checkpoint/core-1.img"])
+    clean = leftovers(node)
+    for engine in ("podman", below):
+        said = failing(node, ["cryoci", "restore", damaged, "--detach", f"--engine={engine}", "--name=x"])
+        assert "a CRIU image file is missing" in said
+        assert leftovers(node) == clean
+    node.run(["rm", "-r", damaged])
