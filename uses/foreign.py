@@ -68,7 +68,8 @@ def adopt(
         return Adopted(directory, options)
     maker = made_by(str(directory / "checkpoint")) or model.facts.get("runtime.name", "")
     maker = maker if maker in underlying.DEFAULTS else "runc"
-    engine = options.engine or ("podman" if podman.installed() else maker)
+    bare = options.bundle is not None or options.root is not None
+    engine = options.engine or ("podman" if podman.installed() and not bare else maker)
     notes = [f"made under {_FOREIGN[made_under]}, restored under {engine} of this node"]
     base = convert.own_base(model)
     out = place / "adopted"
@@ -104,12 +105,8 @@ def _own(model: dialects.Model, made_under: str, base: Base) -> dict[str, Any]:
 
 
 def _podman_knows(runtime: str) -> bool:
-    return (
-        run(
-            ["podman", f"--runtime={runtime}", "info", "--format={{.Host.OCIRuntime.Name}}"], check=False
-        ).returncode
-        == 0
-    )
+    argv = ["podman", f"--runtime={runtime}", "info", "--format={{.Host.OCIRuntime.Name}}"]
+    return run(argv, check=False).returncode == 0
 
 
 def _check_mode(model: dialects.Model, runtime: str, configuration: Path) -> None:

@@ -139,6 +139,13 @@ def test_what_was_asked_for_wins(made: Made, podman: Made, tmp_path: Path) -> No
     assert adopted.notes == ["made under containerd, restored under runc of this node"]
 
 
+@pytest.mark.parametrize("option", ["bundle", "root"])
+def test_what_only_bare_runtimes_have(made: Made, podman: Made, tmp_path: Path, option: str) -> None:
+    podman()
+    options = RestoreOptions(bundle=tmp_path) if option == "bundle" else RestoreOptions(root=str(tmp_path))
+    assert foreign.adopt(made(), options, tmp_path).options.engine == "crun"
+
+
 def test_a_plain_runtime_and_another_mode(made: Made, podman: Made, tmp_path: Path) -> None:
     podman(shim=125)
     criu = tmp_path / "criu"
