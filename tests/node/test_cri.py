@@ -123,9 +123,6 @@ def test_checkpoint_and_annotated_create(place: Place, below: str) -> None:
         assert asked.returncode == 0, asked.stderr.decode() + engine.log
         found = json.loads(node.run(["cryoci", "inspect", archive, "--json"]).stdout)
         assert "app" in json.dumps(found)
-        if engine.kind.daemon == "containerd":  # whose archive has the root's changes as an image layer
-            theirs, archive = archive, f"{archive}.crio"
-            node.run(["cryoci", "convert", theirs, "--to", "crio", "-o", archive], timeout=120)
         node.run(["cryoci", "push", archive, image], timeout=120)
     runs_on(before, engine.wait(container, before["count"] + 3))
     engine.end(pod, container)
