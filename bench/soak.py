@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round trips by the thousand: do the daemons stay as small as they were, and does every container keep its state?
 
-    python -m bench.soak [--parks 1000] [--restores 100] [--guarded 100]          in a fresh test node (root)
+    python -m bench.soak [--parks 1000] [--restores 100] [--kills 30] [--guarded 100]      in a fresh test node (root)
 
-Containers with a CUDA process each, on the driver that stands in for NVIDIA's, with real CRIU and runc. Three phases:
+Containers with a CUDA process each, on the driver that stands in for NVIDIA's, with real CRIU and runc. Four phases:
 `cryoci share` parks one and unparks the other at each request; with no host memory for parked members it checkpoints
-one to disk and restores the other; `cryoci guard` checkpoints one again and again. At every answer the bytes in GPU
-memory are compared with their digest, and the counter there must have gone on. Between rounds it is read what each
-daemon holds, and what lies about on the node. Prints markdown tables; ends with 1 when something has grown.
+one to disk and restores the other; that daemon is killed at random moments; `cryoci guard` checkpoints one again and
+again. At every answer the bytes in GPU memory are compared with their digest, and the counter there must have gone on.
+Between rounds it is read what each daemon holds, and what lies about on the node. Prints markdown tables; ends with 1
+when something has grown.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -169,6 +171,30 @@ def guard(node: NamespaceNode, model: Trainer, phase: Phase, rounds: int) -> Pha
     return phase
 
 
+def killed(node: NamespaceNode, models: Models, phase: Phase, rounds: int, *words: str) -> Phase:
+    """Each round kills the daemon at some moment of a request; the next one must serve both from where they were."""
+    chance = random.Random(7)
+    request = (
+        "import sys, urllib.request as u; u.urlopen(f'http://127.0.0.1:{sys.argv[1]}/', timeout=60).read()"
+    )
+
+    def kill(number: int) -> None:
+        with daemon(node, "share", *models.members, *words):
+            await_listening(node, 9001)
+            client = node.popen(["python3", "-c", request, str(9000 + chance.randrange(2))])
+            time.sleep(chance.uniform(0.1, 3))
+            node.run(["pkill", "-KILL", "-f", "/cryoci share"])
+            client.communicate()
+        with daemon(node, "share", *models.members, *words):
+            await_listening(node, 9001)
+            for port in (9000, 9001):
+                models.ask(port)
+            if number % max(1, rounds // _ROWS) == 0 or number == rounds:
+                phase.look(node, "share", number)
+
+    return soak(phase, rounds, kill, lambda number: None)
+
+
 def await_listening(node: NamespaceNode, port: int) -> None:
     end = time.monotonic() + 60
     while f":{port} " not in node.sh("ss -Hltn"):
@@ -185,6 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--restores", type=int, default=100, help="requests that checkpoint one and restore the other"
     )
+    parser.add_argument("--kills", type=int, default=30, help="SIGKILLs of a daemon in the middle of those")
     parser.add_argument("--guarded", type=int, default=100, help="checkpoints by a guard")
     options = parser.parse_args()
     print(
@@ -198,11 +225,14 @@ def main() -> None:
         models = Models(node)
         if options.parks:
             done.append(share(node, models, Phase("Parked and unparked"), options.parks))
+        words = ("--host-memory", "0", "--disk", "/srv/parked")
         if options.restores:
-            words = ("--host-memory", "0", "--disk", "/srv/parked")
             done.append(share(node, models, Phase("To disk and back"), options.restores, *words))
+        if options.kills:
+            done.append(killed(node, models, Phase("Killed"), options.kills, *words))
         if options.guarded:
-            model = models.models[(options.restores or options.parks) % 2]  # who was asked last runs
+            last = 1 if options.kills else (options.restores or options.parks) % 2  # who was asked last runs
+            model = models.models[last]
             done.append(guard(node, model, Phase("Guarded"), options.guarded))
     for phase in done:
         phase.report()

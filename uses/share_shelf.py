@@ -199,11 +199,11 @@ class Shelf:
     def bring(self, made: Stored) -> None:
         """Restore it, and forget it here. Raises what `check` and a restore raise; it stays stored then."""
         self.check(made)
-        made.restoring = True
+        again, made.restoring = made.restoring, True
         made.save()
         try:
             with self._open(made) as directory:
-                _clear(made)
+                _clear(made, again=again)
                 restore(
                     directory,
                     RestoreOptions(
@@ -325,20 +325,25 @@ def _check(container: Container) -> None:
         )
 
 
-def _clear(made: Stored) -> None:
-    """Free its name: podman keeps a container that has ended. Raises ConflictError, ToolError."""
+def _clear(made: Stored, *, again: bool) -> None:
+    """Free its name: podman keeps a container that has ended, and what a killed restore (`again`) has half made.
+
+    Raises ConflictError, ToolError.
+    """
     if made.engine != "podman":
         return
     asked = run(["podman", "container", "inspect", "--format=json", "--", made.name], check=False)
     if asked.returncode != 0:
         return
     found = json.loads(asked.stdout)[0]
-    if found["Id"] != made.id or found["State"]["Running"]:
+    status = found["State"]["Status"]
+    ended = found["Id"] == made.id and status not in ("running", "paused")
+    if not ended and not (again and status in ("configured", "created", "initialized")):
         raise ConflictError(
-            f"a container {made.name} that is another one is there",
+            f"another container {made.name} is there, and {status}",
             hint=f"rename it, and see `cryoci restore {made.where}`",
         )
-    run(["podman", "rm", "--force", "--time=0", "--", made.id])
+    run(["podman", "rm", "--force", "--time=0", "--", found["Id"]])
 
 
 def _base() -> Path:

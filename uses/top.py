@@ -53,18 +53,18 @@ def lines() -> list[Line]:
     shared = {state.name: state for state in share_tiers.every_state()}
     stored = {made.name: made for made in share_shelf.every()}
     now = time.time()
-    found: dict[str, Line] = {}
+    found = []
     for row in overview.rows():
         bare = Line(row.name, row.state, row.engine, row.vram, row.host, tuple(row.gpus))
-        found[row.id] = _line(bare, guards.get(row.name), watched.get(row.name), shared.get(row.name), now)
-    here = {line.name for line in found.values()}
+        found.append(_line(bare, guards.get(row.name), watched.get(row.name), shared.get(row.name), now))
+    here = {line.name for line in found}
     for name in sorted({*stored, *guards} - here):
         made, guard = stored.get(name), guards.get(name)
         if made is not None:
-            found[name] = _line(_stored(made, now), guard, None, shared.get(name), now)
+            found.append(_line(_stored(made, now), guard, None, shared.get(name), now))
         elif guard is not None and guard.phase in ("restoring", "lost"):
-            found[name] = _line(Line(name, "gone", guard.engine), guard, None, None, now)
-    return list(found.values())
+            found.append(_line(Line(name, "gone", guard.engine), guard, None, None, now))
+    return found
 
 
 def _stored(made: Stored, now: float) -> Line:

@@ -82,8 +82,8 @@ def test_three_models_and_room_for_two(site: Site) -> None:
         assert node.sh("ls /srv/parked | wc -l").strip() == "1"
         stored = next(name for name, tier in tiers(node, names).items() if tier == "disk")
         assert stored not in states(node)
-    # killed; the next one puts members elsewhere, and brings back who is there
-    with sharing(node, *members, "--host-memory", "0", "--disk", "/srv/other"):
+    # killed; the next one puts members into the local store, and brings back who is elsewhere
+    with sharing(node, *members, "--host-memory", "0"):
         for number in range(3):
             serve(number)
         keeper = node.popen(["python3", "-c", _KEEP, "9000"])
@@ -96,8 +96,11 @@ def test_three_models_and_room_for_two(site: Site) -> None:
     with sharing(node, *members):
         for number in range(3):
             serve(number)
-    found = node.sh("ls /srv/parked /srv/other /var/lib/cryoci/share").split()
-    assert found == ["/srv/other:", "/srv/parked:", "/var/lib/cryoci/share:"]
+    assert node.sh("ls /srv/parked /var/lib/cryoci/share").split() == [
+        "/srv/parked:",
+        "/var/lib/cryoci/share:",
+    ]
+    assert json.loads(node.run(["cryoci", "list", "--json"]).stdout) == []
     # a disk that is too small: they stay in host memory, and are served
     node.sh("mkdir /srv/small && mount -t tmpfs -o size=1M none /srv/small")
     with sharing(node, *members, *memory, "--disk", "/srv/small", "--metrics", "127.0.0.1:9009"):
@@ -117,7 +120,8 @@ def test_podman_in_a_registry(site: Site) -> None:
     one, two = site.subject(KINDS["podman+runc"]), site.subject(KINDS["podman+crun"])
     before = {subject.name: subject.start() for subject in (one, two)}
     members = ["--member", f"{one.name}=9001:8765", "--member", f"{two.name}=9002:8765"]
-    words = [*members, "--host-memory", "0", "--registry", f"{site.registry}/parked"]
+    # more is to stay free than there is
+    words = [*members, "--reserve", "9999G", "--registry", f"{site.registry}/parked"]
     with sharing(node, *words) as daemon:
         for _ in range(2):
             for subject, port in ((one, 9001), (two, 9002)):
