@@ -112,18 +112,24 @@ def test_overlays(cluster: Cluster, program: str, name: str) -> None:
 _IN_NAMESPACES = ("DaemonSet", "ConfigMap", "ServiceAccount")
 
 
-def test_signing_component(program: str, tmp_path: Path) -> None:
-    """What it adds is what the agent's command line takes, and the Secret's names are cosign's."""
-    (tmp_path / "k").mkdir()
-    (tmp_path / "kubernetes").symlink_to(MANIFESTS)
-    own = {"resources": ["../kubernetes/overlays/cri-o"], "components": ["../kubernetes/components/signing"]}
-    (tmp_path / "k/kustomization.yaml").write_text(yaml.safe_dump(own))
-    objects = {(one["kind"], one["metadata"]["name"]): one for one in built(program, tmp_path / "k")}
+def test_a_kustomization_of_ones_own(program: str, tmp_path: Path) -> None:
+    """That of the how-to. What signing adds is what the agent takes, by the names of cosign's Secret."""
+    (tmp_path / "crio-config").symlink_to(MANIFESTS.parent)
+    text = (REPO / "docs/how-to/kubernetes.md").read_text()
+    own = "".join(line[7:] + "\n" for line in text.splitlines() if line.startswith(" " * 7))
+    (tmp_path / "kustomization.yaml").write_text(own)
+    objects = {(one["kind"], one["metadata"]["name"]): one for one in built(program, tmp_path)}
+    (configured,) = (one for key, one in objects.items() if key[0] == "ConfigMap")
+    assert configured["data"] == {
+        "CRYOCI_AGENT_TO": "registry.shop.example/checkpoints",
+        "CRYOCI_AGENT_KEEP": "1",
+    }
     agent = objects["DaemonSet", "cryoci-agent"]["spec"]["template"]["spec"]
     volume = next(one for one in agent["volumes"] if one["name"] == "signing")
     assert volume["secret"] == {"secretName": "cryoci-signing", "defaultMode": 0o400}
-    command = agent["containers"][0]["command"]
-    assert command[0] == "cryoci" and {"--sign-key=/signing/cosign.key"} < set(command)
-    argv = [sys.executable, "-m", "cryoci.cli.main", *command[1:], "--to", "registry.example/a"]
+    container = agent["containers"][0]
+    assert container["image"] == "registry.shop.example/cryoci:1"
+    assert container["envFrom"] == [{"configMapRef": {"name": configured["metadata"]["name"]}}]
+    argv = [sys.executable, "-m", "cryoci.cli.main", *container["command"][1:], "--to", "registry.example/a"]
     said = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False).stderr
     assert "no key at /signing/cosign.key" in said

@@ -73,9 +73,7 @@ def test_wrong_words(cluster: Cluster) -> None:
     assert "does not know you" in cluster.fails("checkpoint", "web")
 
 
-def test_push_waits_for_the_agent(
-    cluster: Cluster, images: dict[str, str], registry: str, tmp_path: Path
-) -> None:
+def test_push_waits_for_the_agent(cluster: Cluster, registry: str, tmp_path: Path) -> None:
     to = f"{registry}/agent"
     said = cluster.fails("push", "web", "--to", to, "--timeout", "1s")
     assert "no agent has pushed" in said and "logs daemonset/cryoci-agent" in said
