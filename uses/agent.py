@@ -266,11 +266,12 @@ class Agent:
 
 
 def _gpus(directory: Path) -> dict[str, str]:
-    """The facts about GPUs that a node is chosen by; an engine's archive has them in gpu.dump only.
+    """The facts about GPUs that a node is chosen by; an engine's archive has them in files only.
 
     Raises ImageError.
     """
-    from cryoci.shim.gpu import dump, hold
+    from cryoci.shim.gpu import amd, dump, hold
 
-    found = dump.read(str(directory / "checkpoint"))
-    return hold.image_facts(found) if found is not None else {}
+    images = str(directory / "checkpoint")
+    found = dump.read(images)
+    return {**(hold.image_facts(found) if found is not None else {}), **amd.image_facts(images)}

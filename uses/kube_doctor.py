@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryoci.errors import CryociError
-from cryoci.uses import kube_fit
+from cryoci.uses import kube_fit, node_labels
 from cryoci.uses.kubectl import Kubectl
 
 # The first that answer CRI's CheckpointContainer; Kubernetes 1.30 turned the kubelet's gate on.
@@ -47,7 +47,7 @@ def examine(kubectl: Kubectl) -> list[Finding]:
             _runtime(name, str(info["containerRuntimeVersion"])),
             _gate(kubectl, name, str(info["kubeletVersion"])),
         ]
-        if "nvidia.com/gpu" in (node["status"].get("capacity") or {}):
+        if {"nvidia.com/gpu", "amd.com/gpu"} & set(node["status"].get("capacity") or {}):
             found.append(_gpu(name, node["metadata"].get("labels") or {}))
     return [*found, _class(kubectl), _agents(kubectl)]
 
@@ -92,9 +92,10 @@ def _gate(kubectl: Kubectl, node: str, kubelet: str) -> Finding:
 
 def _gpu(node: str, labels: Mapping[str, str]) -> Finding:
     chip, driver = kube_fit.told(labels)
-    ok = bool(chip and driver)
+    ok = bool(chip and (driver or chip.startswith(node_labels.AMD)))
     hint = (
-        "restores are scheduled by them: component gpu of crio-config/kubernetes, or gpu-feature-discovery"
+        "restores are scheduled by them: component gpu of crio-config/kubernetes, gpu-feature-discovery, or AMD's "
+        "node labeller"
     )
     said = " with driver ".join(filter(None, (chip, driver))) or "none"
     return Finding(f"node {node}: labels of its GPUs", ok, said, "" if ok else hint)

@@ -2,8 +2,9 @@
 """On which nodes of a cluster a checkpoint image can be restored: node affinity from the image's annotations.
 
 CUDA goes on only on the same chip and, as the driver's libraries are mapped by exact version, with the same driver
-(docs/devices.md). Nodes say which they have by the labels of cryoci's agent or of NVIDIA's gpu-feature-discovery: any
-of these ways will do, so each is a term of its own.
+(docs/devices.md); an AMD GPU only on one of the same device id. Nodes say which they have by the labels of cryoci's
+agent, of NVIDIA's gpu-feature-discovery or of AMD's node labeller: any of these ways will do, so each is a term of its
+own.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ _PRODUCT = "nvidia.com/gpu.product"
 _FULL = "nvidia.com/cuda.driver-version.full"  # gpu-feature-discovery 0.15 and newer
 _PARTS = tuple(f"nvidia.com/cuda.driver-version.{part}" for part in ("major", "minor", "revision"))
 _OLD_PARTS = tuple(f"nvidia.com/cuda.driver.{part}" for part in ("major", "minor", "rev"))
+_DEVICE = "amd.com/gpu.device-id"  # AMD's node labeller
 _MOST = 64  # of an image's chips that are looked at
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a node must have: `arch` as Kubernetes names it, `chip` and `driver` of NVIDIA; "" for whatever."""
+    """What a node must have: `arch` as Kubernetes names it, `chip` and `driver` of its GPUs; "" for whatever.
+
+    An AMD chip is amd-ID, by the hexadecimal device id, and of any driver.
+    """
 
     arch: str = ""
     chip: str = ""
     driver: str = ""
 
     def __str__(self) -> str:
-        gpu = f"{self.chip} with driver {self.driver}" if self.chip else ""
+        gpu = f"{self.chip} with driver {self.driver}" if self.driver else self.chip
         return (
             " and ".join(filter(None, (gpu, self.arch and f"architecture {self.arch}"))) or "nothing special"
         )
@@ -44,17 +49,12 @@ class Needs:
 def needs(annotations: Mapping[str, str]) -> Needs:
     """What an image with these annotations needs. Raises ImageError, UnsupportedError."""
     arch = families.read(annotations).get("host.arch", "")
-    names = annotations.get(f"{families.CRYOCI}gpu.names", "")
+    chips, amd = (_listed(annotations, key) for key in ("gpu.names", "gpu.amd"))
     driver = annotations.get(f"{families.CRYOCI}gpu.driver", "")
-    try:
-        chips = sorted({str(name) for name in json.loads(names or "[]")[:_MOST]})
-    except (ValueError, TypeError, RecursionError) as e:
-        raise ImageError(
-            f"the image's annotation {families.CRYOCI}gpu.names is no list: {names[:100]!r}"
-        ) from e
-    if len(chips) > 1:
+    found = [*chips, *(f"{node_labels.AMD}{one}" for one in amd)]
+    if len(found) > 1:
         raise UnsupportedError(
-            f"the checkpoint is of a node with several kinds of GPU: {', '.join(chips)}",
+            f"the checkpoint is of a node with several kinds of GPU: {', '.join(found)}",
             hint="labels of nodes tell one: choose the node yourself, with --any-node --node NAME",
         )
     if chips and not driver:
@@ -62,7 +62,16 @@ def needs(annotations: Mapping[str, str]) -> Needs:
             "the image names its GPU and no driver, without which no node can be chosen",
             hint="choose one yourself, with --any-node --node NAME",
         )
-    return Needs(_GOARCH.get(arch, arch), *((chips[0], driver) if chips else ()))
+    return Needs(_GOARCH.get(arch, arch), found[0] if found else "", driver if chips else "")
+
+
+def _listed(annotations: Mapping[str, str], key: str) -> list[str]:
+    """The different entries of a JSON list among the image's annotations."""
+    text = annotations.get(f"{families.CRYOCI}{key}") or "[]"
+    try:
+        return sorted({str(name) for name in json.loads(text)[:_MOST]})
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ImageError(f"the image's annotation {families.CRYOCI}{key} is no list: {text[:100]!r}") from e
 
 
 def terms(wanted: Needs) -> list[dict[str, Any]]:
@@ -71,8 +80,15 @@ def terms(wanted: Needs) -> list[dict[str, Any]]:
     if not wanted.chip:
         return [{"matchExpressions": always}] if always else []
     chip, driver = node_labels.value(wanted.chip), node_labels.value(wanted.driver)
+    ways = [[_is(node_labels.CHIP, chip)], [_is(_DEVICE, chip.removeprefix(node_labels.AMD))]]
+    if driver:
+        ways = _nvidia(chip, driver)
+    return [{"matchExpressions": [*always, *way]} for way in ways]
+
+
+def _nvidia(chip: str, driver: str) -> list[list[dict[str, Any]]]:
     parts = driver.split(".")
-    ways = [
+    return [
         [_is(node_labels.CHIP, chip), _is(node_labels.DRIVER, driver)],
         [_is(_PRODUCT, chip), _is(_FULL, driver)],
         *(
@@ -80,7 +96,6 @@ def terms(wanted: Needs) -> list[dict[str, Any]]:
             for keys in (_PARTS, _OLD_PARTS)
         ),
     ]
-    return [{"matchExpressions": [*always, *way]} for way in ways]
 
 
 def require(spec: dict[str, Any], wanted: Needs) -> None:
@@ -137,6 +152,8 @@ def _lacks(node: Mapping[str, Any], selector: Mapping[str, str], wanted: Needs) 
     chip, driver = told(labels)
     if not chip:
         return "has no label that says which GPU it has"
+    if chip.startswith(node_labels.AMD):
+        return f"has {chip}"
     return f"has {chip} with {f'driver {driver}' if driver else 'a driver that no label names'}"
 
 
@@ -145,7 +162,8 @@ def told(labels: Mapping[str, str]) -> tuple[str, str]:
     driver = labels.get(node_labels.DRIVER) or labels.get(_FULL) or ""
     for keys in (_PARTS, _OLD_PARTS):
         driver = driver or ".".join(labels[key] for key in keys if key in labels)
-    return labels.get(node_labels.CHIP) or labels.get(_PRODUCT) or "", driver
+    amd = f"{node_labels.AMD}{labels[_DEVICE]}" if _DEVICE in labels else ""
+    return labels.get(node_labels.CHIP) or labels.get(_PRODUCT) or amd, driver
 
 
 def _is(key: str, text: str) -> dict[str, Any]:

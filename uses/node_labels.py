@@ -3,11 +3,13 @@
 
 The agent puts them there through the API server, with its pod's service account, where the cluster allows it (the
 component gpu of crio-config/kubernetes). `kubectl cryoci restore` schedules by them, or by those of NVIDIA's
-gpu-feature-discovery, whose way of writing a chip this is too: NVIDIA-H100-80GB-HBM3.
+gpu-feature-discovery, whose way of writing a chip this is too: NVIDIA-H100-80GB-HBM3. An AMD chip is amd-74a1, by its
+PCI device id, and needs no driver's version.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -22,6 +24,7 @@ from cryoci.errors import CryociError, NotFoundError, PrivilegeError, ToolError
 from cryoci.shim.devices import nvidia
 
 CHIP, DRIVER = "cryoci.io/gpu-chip", "cryoci.io/gpu-driver"
+AMD = "amd-"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _OTHER = re.compile(r"[^A-Za-z0-9_.-]+")
 _LONGEST = 63  # of a label's value
@@ -37,13 +40,24 @@ def value(text: str) -> str:
 def found(root: str = "/") -> dict[str, str | None]:
     """The labels of this node; None for those that it must not have. Of several chips it is the commonest.
 
-    From /proc, which shows the driver to every container: the agent needs neither its libraries nor its devices.
+    From /proc and /sys, which show drivers to every container: the agent needs neither their libraries nor devices.
     """
-    chips = Counter(gpu.name for gpu in nvidia.inventory(root) if gpu.name)
     driver = nvidia.driver_version(root)
-    if not chips or driver is None:
+    chips = Counter(gpu.name for gpu in nvidia.inventory(root) if gpu.name and driver)
+    chips += Counter(_amd(root))
+    if not chips:
         return {CHIP: None, DRIVER: None}
-    return {CHIP: value(min(chips, key=lambda name: (-chips[name], name))), DRIVER: value(driver)}
+    chip = value(min(chips, key=lambda name: (-chips[name], name)))
+    return {CHIP: chip, DRIVER: None if chip.startswith(AMD) or driver is None else value(driver)}
+
+
+def _amd(root: str) -> list[str]:
+    """amd-ID for each PCI device that the amdgpu driver has. KFD's own tree shows nothing to who may not use a GPU."""
+    ids = []
+    for path in Path(root, "sys/bus/pci/drivers/amdgpu").glob("*:*/device"):
+        with contextlib.suppress(OSError, ValueError):
+            ids.append(f"{AMD}{int(path.read_text(), 16):04x}")
+    return ids
 
 
 def put(node: str, labels: Mapping[str, str | None], account: Path = ACCOUNT) -> None:

@@ -40,7 +40,7 @@ from cryoci.shim.engines import gpu, outlived, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
-from cryoci.shim.gpu import dump
+from cryoci.shim.gpu import amd, dump
 from cryoci.shim.gpu.hold import Hold, image_facts
 from cryoci.shim.memory import index
 from cryoci.shim.memory import repair as memory
@@ -286,6 +286,7 @@ def _describe(container: Container, directory: Path, options: DumpOptions) -> No
         **hooked.facts(container.id),
         **container.facts,
         **(image_facts(gpus) if gpus is not None else {}),
+        **amd.image_facts(str(directory / "checkpoint")),
         "engine.name": container.engine,
         "container.name": container.name,
         "container.id": container.id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 import struct
 from collections.abc import Mapping
@@ -149,6 +150,16 @@ def saved(images: str) -> list[kfd.Gpu] | None:
         return None
     except (OSError, ValueError, RecursionError) as e:
         raise ImageError(f"{TOPOLOGY} of the checkpoint cannot be read: {e}") from e
+
+
+def image_facts(images: str) -> dict[str, str]:
+    """`io.cryoci.gpu.amd` of the image: the device ids of the GPUs, in order, which must be the same again.
+
+    Raises ImageError.
+    """
+    there = saved(images) or []
+    ids = [f"{gpu.properties.get('device_id', 0):04x}" for gpu in there]
+    return {"gpu.amd": json.dumps(ids)} if ids else {}
 
 
 def compare(images: str, options: AmdOptions, root: str = kfd.SYSFS) -> dict[str, str] | None:

@@ -17,6 +17,7 @@ import re
 import stat
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,14 +96,14 @@ def _nodes(path: str) -> dict[str, tarfile.TarInfo]:
     """What is in dri/ of a tmpfs, as /dev/dri/NAME; what cannot be read has nothing."""
     found: dict[str, tarfile.TarInfo] = {}
     try:
-        with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+        with gzip.open(path) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
             for member in tar:
                 if tar.offset > _LIMIT:
                     break
                 name = os.path.normpath(member.name)
                 if name.startswith("dri/"):
                     found[f"/dev/{name}"] = member
-    except (OSError, tarfile.TarError, EOFError, ValueError):
+    except (OSError, tarfile.TarError, EOFError, ValueError, zlib.error):
         return {}
     return found
 

@@ -186,6 +186,19 @@ def test_the_node_is_labelled(account: tuple[kube_api.Api, Path], tmp_path: Path
         node_labels.put("n1", {}, where)
 
 
+def test_amd_and_what_there_is_most_of(tmp_path: Path) -> None:
+    """By the PCI driver's devices, which a pod sees whatever it may use."""
+    assert node_labels.found(str(tmp_path)) == {node_labels.CHIP: None, node_labels.DRIVER: None}
+    for number in range(3):
+        device = tmp_path / f"sys/bus/pci/drivers/amdgpu/0000:{number:02x}:00.0"
+        device.mkdir(parents=True)
+        (device / "device").write_text("0x74a1\n")
+    (tmp_path / "sys/bus/pci/drivers/amdgpu/new_id").touch()
+    assert node_labels.found(str(tmp_path)) == {node_labels.CHIP: "amd-74a1", node_labels.DRIVER: None}
+    driver(tmp_path)  # and two of NVIDIA's
+    assert node_labels.found(str(tmp_path))[node_labels.CHIP] == "amd-74a1"
+
+
 def test_labels_are_written_as_kubernetes_takes_them() -> None:
     assert node_labels.value("NVIDIA H100 80GB HBM3") == "NVIDIA-H100-80GB-HBM3"
     assert node_labels.value(" (Tesla) T4/" + "x" * 90).startswith("Tesla-T4-x")

@@ -137,6 +137,7 @@ def test_a_checkpoint_is_compared_with_this_node(tmp_path: Path) -> None:
     root = tree(tmp_path / "a", {})
     assert amd.compare(str(images), options, root) is None
     (images / amd.TOPOLOGY).write_text(json.dumps(kfd.capture(root)))
+    assert amd.image_facts(str(images)) == {"gpu.amd": '["74a1"]'}
     same = amd.compare(str(images), options, tree(tmp_path / "b", {"fw_version": 1}))
     assert same == {"/dev/dri/renderD128": "/dev/dri/renderD128"}
     moved = amd.compare(str(images), options, tree(tmp_path / "c", {"drm_render_minor": 140}))

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from cryoci.errors import UnsupportedError
+from cryoci.shim import operation, restore
+from cryoci.shim.argv import parse
 from cryoci.shim.gpu import amd, amd_nodes, kfd
+from tests.unit.fake_runtime import FakeNode
 from tests.unit.test_gpu_amd import tree
 
 D128, D129, D140 = (f"/dev/dri/renderD{n}" for n in (128, 129, 140))
@@ -158,3 +161,37 @@ def test_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         pass
     assert image.read_bytes() == before and os.listdir(tmp_path) == [image.name]
+
+
+@needs_root
+def test_restore_as_an_engine_calls_it(
+    fake: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the time of the real runtime's call: the node in the image, the plugin's directory and its variables."""
+    fake.add("runc")
+    fake.add("criu")
+    fake.config.write_text('[runtime]\npath = "runc"\n[amd]\nfw-ver-check = false\n')
+    for key, value in fake.env.items():
+        monkeypatch.setenv(key, value)
+    images = tmp_path / "img"
+    image = dumped(images, 41, folder("./dri"), device("./dri/renderD128", 128))
+    before = image.read_bytes()
+    (images / amd.TOPOLOGY).write_text(json.dumps(kfd.capture(tree(tmp_path / "there", {}))))
+    here, compare = tree(tmp_path / "here", {"drm_render_minor": 140, "fw_version": 1}), amd.compare
+    monkeypatch.setattr(amd, "compare", lambda images, options: compare(images, options, here))
+    monkeypatch.setattr(amd, "check", lambda libdir, criu: "/plugins")
+    seen: list[Any] = []
+
+    def run(line: Any, argv: list[str], below: Any, record: Any, verb: str, env: dict[bytes, bytes]) -> Any:
+        variables = {key: env[key] for key in env if key.startswith((b"KFD_", b"CRIU_LIBS"))}
+        seen.append((sorted(amd_nodes._nodes(str(image))), variables, Path(record.conf).read_text()))
+        return 0, False
+
+    monkeypatch.setattr(operation, "run", run)
+    words = ["restore", "--detach", "--image-path", str(images), "--work-path", f"{tmp_path}/w"]
+    argv = [str(fake.launcher), *words, "--bundle", str(fake.bundle()), "c1"]
+    assert restore.main(parse(argv, "runc"), str(fake.launcher)) == 0
+    ((nodes, variables, text),) = seen
+    assert nodes == [D128, D140] and "libdir /plugins" in text
+    assert variables[b"KFD_FW_VER_CHECK"] == b"0"
+    assert image.read_bytes() == before

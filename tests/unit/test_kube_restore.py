@@ -114,6 +114,24 @@ def test_a_pods_own_affinity_still_holds() -> None:
         "nodeSelectorTerms"]) == 2  # fmt: skip
 
 
+def test_amd_goes_by_the_device_id() -> None:
+    """Of any driver, and whoever has put the label there."""
+    wanted = kube_fit.needs({"io.cryoci.gpu.amd": '["74a1", "74a1"]'})
+    assert str(wanted) == "amd-74a1"
+    nodes = [
+        node("ours", **{"cryoci.io/gpu-chip": "amd-74a1"}),
+        node("theirs", **{"amd.com/gpu.device-id": "74a1"}),
+        node("other", **{"amd.com/gpu.device-id": "740f"}),
+        node("nvidia", **H100),
+    ]
+    assert kube_fit.check(nodes, {}, wanted) == ["ours", "theirs"]
+    with pytest.raises(
+        UnsupportedError, match=r"amd-74a1\. nvidia has NVIDIA-H100.*; other has amd-740f"
+    ) as caught:
+        kube_fit.check(nodes[2:], {}, wanted)
+    assert "--any-node" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("names", "driver", "said"),
     [('["A", "B"]', "580.1", "several kinds of GPU: A, B"), ("7", "580.1", "is no list"), ("[", "1", "is no list"),
