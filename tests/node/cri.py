@@ -208,8 +208,9 @@ class Engine:
         image: str = workload.IMAGE,
         command: tuple[str, ...] = (*workload.COMMAND, "--memory-mib=4"),
         annotations: Mapping[str, str] | None = None,
+        own_processes: bool = False,
     ) -> str:
-        """Create a container in a pod; returns its id."""
+        """Create a container in a pod, which shares its processes unless `own_processes`; returns its id."""
         path = pod[1].replace(".pod.json", f".{name}.json")
         config = {
             "metadata": {"name": name, "attempt": 0},
@@ -217,7 +218,12 @@ class Engine:
             "command": command,
             "log_path": f"{name}.log",
             "annotations": dict(annotations or {}),
-            "linux": {"resources": {"memory_limit_in_bytes": 200 << 20}},
+            "linux": {
+                "resources": {"memory_limit_in_bytes": 200 << 20},
+                "security_context": {
+                    "namespace_options": {"pid": int(own_processes)}
+                },  # NamespaceMode: POD, CONTAINER
+            },
         }
         self.node.write(path, json.dumps(config))
         return self.say("create", "--no-pull", pod[0], path, pod[1])

@@ -147,18 +147,18 @@ def test_restored_by_podman(place: Place, below: str) -> None:
         pytest.skip("containerd 1.7 has no checkpoint in its CRI")
     place.prefer(below)
     pod = engine.pod(f"leaves-{below}")
-    container = engine.started(pod)
+    container = engine.started(pod, own_processes=True)  # as a kubelet has it
     before = engine.wait(container, 3)
     archive = f"/srv/leaves-{engine.kind.name}-{below}.tar"
     asked = engine.crictl("checkpoint", f"--export={archive}", container, check=False)
     assert asked.returncode == 0, asked.stderr.decode() + engine.log
-    engine.end(pod, container)
     said = node.run(["cryoci", "restore", archive, "--detach", "--name", "out"], timeout=120).stderr.decode()
     assert "restored under podman of this node" in said
     pid = int(node.sh("podman inspect --format={{.State.Pid}} out"))
     after = workload.wait(node, before["count"] + 3, pid=pid, timeout=60)
     assert (after["boot"], after["memory_sha256"]) == (before["boot"], before["memory_sha256"])
     node.run(["podman", "rm", "--force", "--time=0", "out"])
+    engine.end(pod, container)
 
 
 @belows
