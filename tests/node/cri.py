@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from tests.nodes import tree, workload
-from tests.nodes.machine import Machine
-from tests.nodes.node import Result
+from tests.nodes.node import Node, Result
 
 GIVEN = "CRYOCI_TEST_CRIO"
 PAUSE = "localhost/pause:1"
@@ -122,7 +121,7 @@ def given(*names: str) -> list[Path]:
     return paths
 
 
-def equip(node: Machine) -> None:
+def equip(node: Node) -> None:
     """crictl, a pod network, the counter and an image for sandboxes (the counter's, asleep)."""
     for path in given("crictl"):
         node.write(f"/usr/local/bin/{path.name}", path.read_bytes(), mode=0o755)
@@ -139,7 +138,7 @@ def equip(node: Machine) -> None:
 class Engine:
     """A running engine of one kind on `node`, with a handler `cryoci` by `cryoci install`."""
 
-    def __init__(self, node: Machine, kind: Kind) -> None:
+    def __init__(self, node: Node, kind: Kind) -> None:
         self.node = node
         self.kind = kind
         self.env: dict[str, str] = {}
