@@ -71,6 +71,7 @@ def adopt(
     bare = options.bundle is not None or options.root is not None
     engine = options.engine or ("podman" if podman.installed() and not bare else maker)
     notes = [f"made under {_FOREIGN[made_under]}, restored under {engine} of this node"]
+    _check_processes(model)
     base = convert.own_base(model)
     out = place / "adopted"
     runtime = options.runtime
@@ -102,6 +103,18 @@ def _own(model: dialects.Model, made_under: str, base: Base) -> dict[str, Any]:
         "criu": criu if isinstance(criu, dict) else {"file-locks": True} if made_under == "cri-o" else {},
         "annotations": annotations,
     }
+
+
+def _check_processes(model: dialects.Model) -> None:
+    """Raise UnsupportedError when it shared the processes of its pod: CRIU wants that namespace, with its pid 1."""
+    linux = model.spec.get("linux")
+    found = linux.get("namespaces") if isinstance(linux, dict) else None
+    for one in found if isinstance(found, list) else ():
+        if isinstance(one, dict) and one.get("type") == "pid" and one.get("path"):
+            raise UnsupportedError(
+                "the container shared the processes of its pod (shareProcessNamespace), which only a pod can give it",
+                hint="restore it in such a pod: create its container with annotation io.cryoci.restore",
+            )
 
 
 def _podman_knows(runtime: str) -> bool:

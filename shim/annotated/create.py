@@ -20,7 +20,7 @@ from typing import Any
 from cryoci.errors import ConflictError, PrivilegeError, RestoreError, UnsupportedError
 from cryoci.files import scratch
 from cryoci.shim import bundle, child, create, paths, restore, underlying, waiting
-from cryoci.shim.annotated import files, fit, hold, request
+from cryoci.shim.annotated import files, fit, hold, podname, request
 from cryoci.shim.annotated.fetch import Checkpoint, fetch
 from cryoci.shim.argv import Invocation, parse
 from cryoci.shim.criu import core
@@ -64,6 +64,8 @@ def main(line: Invocation, launcher: str, spec: Mapping[str, Any]) -> int | None
         record = Record(line.root, line.id or "")
         frozen_by_criu = not (checkpoint.images / _GPU).exists()
         undo.callback(_remove, line, launcher, record, create.spec_path(line))
+        put_back = podname.noted(spec)
+        undo.callback(put_back)
         status = restore.main(again, launcher, extra=_CGROUPS + (_STOPPED if frozen_by_criu else ""))
         if status != 0:
             return status
@@ -76,6 +78,7 @@ def main(line: Invocation, launcher: str, spec: Mapping[str, Any]) -> int | None
             )
         hold.check(pid, spec)
         hold.settle(pid, spec)
+        put_back()
         waiting.mark(record.directory, checkpoint.digest or asked.reference)
         hold.wake(pid, core.stopped(checkpoint.images))
         undo.pop_all()

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from tests.nodes import tree, workload
-from tests.nodes.machine import Machine
-from tests.nodes.node import Result
+from tests.nodes.node import Node, Result
 
 GIVEN = "CRYOCI_TEST_CRIO"
 PAUSE = "localhost/pause:1"
@@ -122,7 +121,7 @@ def given(*names: str) -> list[Path]:
     return paths
 
 
-def equip(node: Machine) -> None:
+def equip(node: Node) -> None:
     """crictl, a pod network, the counter and an image for sandboxes (the counter's, asleep)."""
     for path in given("crictl"):
         node.write(f"/usr/local/bin/{path.name}", path.read_bytes(), mode=0o755)
@@ -139,7 +138,7 @@ def equip(node: Machine) -> None:
 class Engine:
     """A running engine of one kind on `node`, with a handler `cryoci` by `cryoci install`."""
 
-    def __init__(self, node: Machine, kind: Kind) -> None:
+    def __init__(self, node: Node, kind: Kind) -> None:
         self.node = node
         self.kind = kind
         self.env: dict[str, str] = {}
@@ -208,8 +207,9 @@ class Engine:
         image: str = workload.IMAGE,
         command: tuple[str, ...] = (*workload.COMMAND, "--memory-mib=4"),
         annotations: Mapping[str, str] | None = None,
+        own_processes: bool = False,
     ) -> str:
-        """Create a container in a pod; returns its id."""
+        """Create a container in a pod, which shares its processes unless `own_processes`; returns its id."""
         path = pod[1].replace(".pod.json", f".{name}.json")
         config = {
             "metadata": {"name": name, "attempt": 0},
@@ -217,7 +217,12 @@ class Engine:
             "command": command,
             "log_path": f"{name}.log",
             "annotations": dict(annotations or {}),
-            "linux": {"resources": {"memory_limit_in_bytes": 200 << 20}},
+            "linux": {
+                "resources": {"memory_limit_in_bytes": 200 << 20},
+                "security_context": {
+                    "namespace_options": {"pid": int(own_processes)}
+                },  # NamespaceMode: POD, CONTAINER
+            },
         }
         self.node.write(path, json.dumps(config))
         return self.say("create", "--no-pull", pod[0], path, pod[1])

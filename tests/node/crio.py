@@ -63,21 +63,28 @@ class Container:
         return f"/srv/containers/{self.id}/bundle"
 
     @property
+    def hostname(self) -> str:
+        return f"pod-{self.id}"
+
+    @property
     def directory(self) -> str:
         return f"/srv/containers/{self.id}/userdata"
 
     def prepare(self) -> None:
-        """The bundle, with a network namespace that a sandbox has made."""
+        """The bundle, with network and UTS namespaces that a sandbox has made."""
         spec = workload.bundle(self.node, self.bundle, args=self.args, network=True)
         self.node.sh(
             'mkdir -p "$1" /var/run/crio/exits /var/run/crio && ip netns add "$2" && ip -n "$2" link set lo up',
             self.directory,
             self.id,
         )
+        self.node.sh(
+            'mkdir -p /run/utsns && touch "/run/utsns/$1" && unshare "--uts=/run/utsns/$1" true', self.id
+        )
         for one in spec["linux"]["namespaces"]:
-            if one["type"] == "network":
-                one["path"] = f"/run/netns/{self.id}"
-        spec["hostname"] = "pod"
+            if one["type"] in ("network", "uts"):
+                one["path"] = f"/run/{one['type'].removesuffix('work')}ns/{self.id}"
+        spec["hostname"] = self.hostname
         spec["linux"]["cgroupsPath"] = f"/kubepods/crio-{self.id}"
         spec["annotations"] = {
             "io.container.manager": "cri-o",
@@ -156,6 +163,10 @@ class Container:
         """
         self.node.sh(script, self.bundle, self.directory, archive)
 
+    def forget(self) -> None:
+        """RemovePodSandbox."""
+        self.node.sh('ip netns del "$1" && umount "/run/utsns/$1" && rm "/run/utsns/$1"', self.id)
+
     def end(self) -> str:
         """StopContainer and DeleteContainer; returns the exit status that conmon has noted."""
         self.call("kill", self.id, "15")
@@ -163,7 +174,8 @@ class Container:
         self.node.sh('for i in $(seq 100); do [ -s "$1" ] && exit 0; sleep 0.05; done; exit 1', exits)
         status = self.node.read(exits).decode()
         self.call("delete", "--force", self.id)
-        self.node.sh('rm "$1" && ip netns del "$2"', exits, self.id)
+        self.node.sh('rm "$1"', exits)
+        self.forget()
         return status
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.node import commands, cri
 from tests.node.subject import CONFIG, runs_on
-from tests.nodes import workload
 from tests.nodes.cluster import Cluster
 from tests.nodes.machine import Machine
+from tests.nodes.node import Node
 
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(900)]
 _KLOG = re.compile(r"^E\d{4} [\d:.]+ +\d+ ", re.M)  # crictl's time and pid
@@ -28,7 +28,7 @@ class Place:
     registry: str
 
     @property
-    def node(self) -> Machine:
+    def node(self) -> Node:
         return self.engine.node
 
     def prefer(self, below: str) -> None:
@@ -136,48 +136,4 @@ def test_checkpoint_and_annotated_create(place: Place, below: str) -> None:
     assert after["hostname"] == f"copy-{below}"
     assert f"count {after['count']}" in engine.say("logs", copy)
     assert engine.say("exec", copy, "echo", "here") == "here"
-    engine.end(again, copy)
-
-
-@belows
-def test_restored_by_podman(place: Place, below: str) -> None:
-    """The engine's own archive, by `cryoci restore` alone: without its pod, kubelet and engine."""
-    engine, node = place.engine, place.node
-    if engine.kind.name == "containerd-1":
-        pytest.skip("containerd 1.7 has no checkpoint in its CRI")
-    place.prefer(below)
-    pod = engine.pod(f"leaves-{below}")
-    container = engine.started(pod)
-    before = engine.wait(container, 3)
-    archive = f"/srv/leaves-{engine.kind.name}-{below}.tar"
-    asked = engine.crictl("checkpoint", f"--export={archive}", container, check=False)
-    assert asked.returncode == 0, asked.stderr.decode() + engine.log
-    engine.end(pod, container)
-    said = node.run(["cryoci", "restore", archive, "--detach", "--name", "out"], timeout=120).stderr.decode()
-    assert "restored under podman of this node" in said
-    pid = int(node.sh("podman inspect --format={{.State.Pid}} out"))
-    after = workload.wait(node, before["count"] + 3, pid=pid, timeout=60)
-    assert (after["boot"], after["memory_sha256"]) == (before["boot"], before["memory_sha256"])
-    node.run(["podman", "rm", "--force", "--time=0", "out"])
-
-
-@belows
-def test_restored_by_the_engine(place: Place, below: str) -> None:
-    """CRI-O restores when the image of a container is a checkpoint's archive."""
-    if place.engine.kind.name != "crio":
-        pytest.skip("containerd 1.7 has no restore in its CRI, 2.1 wants a base image that it can pull")
-    place.prefer(below)
-    engine, node = place.engine, place.node
-    pod = engine.pod(f"first-{below}")
-    container = engine.started(pod)
-    before = engine.wait(container, 3)
-    archive = f"/srv/own-{engine.kind.name}-{below}.tar"
-    engine.crictl("checkpoint", f"--export={archive}", container)
-    engine.end(pod, container)
-    again = engine.pod(f"second-{below}")
-    copy = engine.started(again, image=archive)
-    runs_on(before, engine.wait(copy, before["count"] + 3))
-    assert engine.say("exec", copy, "echo", "here") == "here"
-    log = node.sh(f"cat $(find /run/cryoci -path '*{copy}*/restore.log')")
-    assert "Restore finished successfully" in log
     engine.end(again, copy)

@@ -117,13 +117,13 @@ def test_restored_by_cryoci_elsewhere(site: Site, containerd: Containerd) -> Non
 
 
 def _restores_everywhere(
-    node: NamespaceNode, archive: str, name: str, below: str, made_under: str, before: dict[str, Any]
+    node: NamespaceNode, reference: str, name: str, below: str, made_under: str, before: dict[str, Any]
 ) -> None:
     """Under podman, the choice of cryoci, and bare; each leaves nothing behind."""
     clean = leftovers(node)
     for kind in (Kind("podman", "cryoci-runtime", below), KINDS[below]):
         subject = Subject(node, kind, name)
-        argv = ["cryoci", "restore", archive, "--detach", "--name", name]
+        argv = ["cryoci", "restore", reference, "--detach", "--name", name]
         if kind.podman:
             said = node.run(argv, timeout=120).stderr.decode()
             assert f"\ncryoci: made under {made_under}, restored under podman of this node\n" in said
@@ -163,7 +163,10 @@ def test_crios_archive(site: Site, below: str) -> None:
     node.write(archive, origin.read(archive))
     assert one.end() == "0"
     origin.run(["rm", CONFIG])
-    _restores_everywhere(node, archive, f"pod-{below}", below, "CRI-O", before)
+    image = f"{site.registry}/pods/{one.id}:1"
+    if below == "crun":  # as a kubelet's archives travel
+        node.run(["cryoci", "push", archive, image])
+    _restores_everywhere(node, image if below == "crun" else archive, one.id, below, "CRI-O", before)
     _fails_everywhere(node, archive, below)
     node.run(["rm", archive])
 

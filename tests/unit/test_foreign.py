@@ -139,6 +139,18 @@ def test_what_was_asked_for_wins(made: Made, podman: Made, tmp_path: Path) -> No
     assert adopted.notes == ["made under containerd, restored under runc of this node"]
 
 
+@pytest.mark.parametrize("engine", ["podman", "runc"])
+def test_a_pods_processes_are_not_to_be_had(made: Made, podman: Made, tmp_path: Path, engine: str) -> None:
+    podman()
+    directory = made()
+    spec = json.loads((directory / "spec.dump").read_text())
+    spec["linux"]["namespaces"] = ["?", {"type": "pid"}, {"type": "pid", "path": "/proc/7/ns/pid"}]
+    (directory / "spec.dump").write_text(json.dumps(spec))
+    with pytest.raises(UnsupportedError, match="shareProcessNamespace") as caught:
+        foreign.adopt(directory, RestoreOptions(engine=engine), tmp_path)
+    assert "io.cryoci.restore" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("option", ["bundle", "root"])
 def test_what_only_bare_runtimes_have(made: Made, podman: Made, tmp_path: Path, option: str) -> None:
     podman()
