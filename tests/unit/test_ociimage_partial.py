@@ -19,6 +19,8 @@ import pytest
 from cryoci.errors import ConflictError, CryociError
 from cryoci.ociimage import image, partial, reference, tar
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.seal import age
+from cryoci.ociimage.seal.keyring import Identities, Recipients
 from tests.unit.images import (  # noqa: F401
     Proxy,
     make_checkpoint,
@@ -51,12 +53,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def kill(proxy: Proxy, name: RegistryRef, target: str, ready: Callable[[], bool]) -> None:
+def kill(
+    proxy: Proxy,
+    name: RegistryRef,
+    target: str,
+    ready: Callable[[], bool],
+    *more: str,
+    number: signal.Signals = signal.SIGKILL,
+) -> None:
     """Have a pull killed when it has HOLD bytes of the large layer, and `ready` says that it wrote what it had."""
     proxy.hold = HOLD
     proxy.stalled.clear()
     proxy.go_on.clear()
-    words = [sys.executable, "-m", "cryoci.cli.main", "pull", str(name), target]
+    words = [sys.executable, "-m", "cryoci.cli.main", "pull", *more, str(name), target]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         assert proxy.stalled.wait(60)
@@ -65,8 +74,10 @@ def kill(proxy: Proxy, name: RegistryRef, target: str, ready: Callable[[], bool]
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        if number != signal.SIGKILL:
+            proxy.go_on.set()  # its threads end with the chunk that they wait for
+        process.wait(60)
         proxy.hold = sys.maxsize
         proxy.go_on.set()
     proxy.down = 0
@@ -284,6 +295,23 @@ def test_a_flipped_bit_behind_what_was_kept(
     with pytest.raises(CryociError):
         image.pull(ref(f"{proxy.host}/{killed[0]}"), out)
     assert not out.exists() and not place.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_was_decrypted_is_not_kept(
+    proxy: Proxy, source: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """No digest of it is public, so it could not be verified; and nothing of it may stay where that can be helped."""
+    age.generate(tmp_path / "id.txt")
+    public = (tmp_path / "id.txt").read_text().splitlines()[0].split(": ")[1]
+    name = ref(f"{proxy.host}/partial/sealed-{number.value}:1")
+    image.push(source, name, encrypt_to=Recipients.parse([public]))
+    out, place = tmp_path / "out", tmp_path / ".out.partial"
+    key = ("--decrypt-key", str(tmp_path / "id.txt"))
+    kill(proxy, name, str(out), lambda: (place / "files/config.dump").exists(), *key, number=number)
+    assert place.exists() == (number == signal.SIGKILL) and not out.exists()
+    pulled = image.pull(name, out, identities=Identities.load([tmp_path / "id.txt"]))
+    assert pulled.skipped == 0 and tree_of(out) == tree_of(source) and not place.exists()
 
 
 def test_an_error_leaves_nothing_of_what_was_kept(
