@@ -28,7 +28,7 @@ from cryoci.ociimage import image, referrers, stores
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.reference import LayoutRef
 from cryoci.ociimage.trust import envelope, keys, policy, roots
-from cryoci.ociimage.trust.identity import Identity, Keyless
+from cryoci.ociimage.trust.identity import Identity, Keyless, Signed, simple_material
 from cryoci.ociimage.trust.sign import sign
 from cryoci.ociimage.trust.verify import verify
 from tests.nodes.tree import REPO
@@ -295,6 +295,56 @@ def test_a_log_says_when(root: Authority, tmp_path: Path) -> None:
     stolen = logged(signed(leaf, DIGEST), leaf, log, then)
     stolen["dsseEnvelope"] = signed(leaf, "sha256:" + "cd" * 32)["dsseEnvelope"]  # signed after it has ended
     assert not accepts(tmp_path, stolen, root, log=pem)
+
+
+def test_the_older_form_says_when_too(root: Authority, tmp_path: Path) -> None:
+    """cosign 2's tags: certificate, chain and the log's answer in annotations (cosign pkg/oci/static, bundle)."""
+    keys.generate(tmp_path / "log", b"")
+    log = keys.load_private(tmp_path / "log.key", lambda: b"")
+    middle = issue(root, "middle", ca=True, days=(-900, 900))
+    leaf = issue(middle, "leaf", days=(-30, -29))
+    payload = envelope.simple("h.io/a", DIGEST)
+    made = keys.SigningKey(leaf.key).sign(payload)
+    content = {
+        "content": base64.b64encode(made).decode(),
+        "publicKey": {"content": base64.b64encode(leaf.pem).decode()},
+    }
+    data = {"hash": {"algorithm": "sha256", "value": hashlib.sha256(payload).hexdigest()}}
+    body = json.dumps({"kind": "hashedrekord", "spec": {"data": data, "signature": content}}).encode()
+    when = NOW - timedelta(days=29, hours=12)
+    stated = {
+        "body": base64.b64encode(body).decode(),
+        "integratedTime": int(when.timestamp()),
+        "logIndex": 7,
+        "logID": base64.b64decode(log.public.id).hex(),
+    }
+    promise = log.sign(json.dumps(stated, sort_keys=True, separators=(",", ":")).encode())
+    noted = {
+        "dev.sigstore.cosign/certificate": leaf.pem.decode(),
+        "dev.sigstore.cosign/chain": middle.pem.decode(),
+        "dev.sigstore.cosign/bundle": json.dumps(
+            {"SignedEntryTimestamp": base64.b64encode(promise).decode(), "Payload": stated}
+        ),
+    }
+    (tmp_path / "roots.pem").write_bytes(root.pem + (tmp_path / "log.pub").read_bytes())
+    known = Keyless((Identity(WHO, BY),), roots.load([tmp_path / "roots.pem"]))
+    signatures = Signed(payload, payload, (made,))
+    material = simple_material(noted)
+    assert material is not None and known.signer(material, signatures) == f"{WHO} by {BY}"
+    del noted["dev.sigstore.cosign/bundle"]
+    material = simple_material(noted)
+    assert material is not None and known.signer(material, signatures) is None
+    assert simple_material({}) is None
+    for damaged in ("", "x", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"):
+        noted["dev.sigstore.cosign/chain"] = damaged
+        if damaged:
+            with pytest.raises(ImageError):
+                simple_material(noted)
+    for text in ("{", "[]", "{}", '{"Payload": 1, "SignedEntryTimestamp": ""}'):
+        with pytest.raises(ImageError):
+            simple_material(
+                {"dev.sigstore.cosign/certificate": leaf.pem.decode(), "dev.sigstore.cosign/bundle": text}
+            )
 
 
 def test_damaged_material(root: Authority, tmp_path: Path) -> None:
