@@ -36,6 +36,9 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
       cryoci pull counter:1 /tmp/counter.tar && checkpointctl show /tmp/counter.tar
       cryoci pull /tmp/podman-export.tar.gz ./checkpoint
     """
+    from contextlib import nullcontext
+
+    from cryoci.cli.signals import unwinding
     from cryoci.errors import UsageError
     from cryoci.files import scratch
     from cryoci.ociimage import image, reference
@@ -51,7 +54,9 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
     identities = sealing.identities(where)
     options = output.options(**where)
     gate = Gate(origin, options)
-    with output.progress(quiet or as_json) as progress:
+    # what was decrypted is no use to a later pull, so nothing that can be caught may leave it on the disk
+    ended = unwinding() if identities else nullcontext()
+    with ended, output.progress(quiet or as_json) as progress:
         if isinstance(goal, reference.DirectoryRef):
             pulled = image.pull(
                 origin,

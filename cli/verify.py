@@ -45,8 +45,11 @@ def command(image_ref: str, key_files: tuple[Path, ...], as_json: bool, quiet: b
     options = output.options(**where)
     store = stores.open_store(ref, options)
     digest = store.get_manifest(stores.source_name(ref, store)).digest
-    found = verify.require(store, digest, key_files or policy.keys_of(ref))
-    if not key_files:
+    if key_files:
+        found = verify.require(store, digest, key_files)
+    else:
+        rule = policy.rule_of(ref)
+        found = verify.require(store, digest, rule.keys, policy.keyless_of(rule))
         policy.enforce(ref, digest, store=store)
     if as_json:
         output.emit_json(found)

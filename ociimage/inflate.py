@@ -40,7 +40,7 @@ def inflate(
     if first[:4] == zstd.MAGIC or (first[1:4] == b"\x2a\x4d\x18" and first[0] & 0xF0 == 0x50):
         content = zstd.decompress(joined, pool, ended)
     elif first[:2] == _GZIP:
-        content = _gunzip(joined)
+        content = _gunzip(joined, ended)
     else:
         content = joined if ended is None else plain(joined, ended)
     total = 0
@@ -111,19 +111,24 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _gunzip(chunks: Iterator[bytes], ended: Callable[[int, int], None] | None) -> Iterator[bytes]:
     decoder = zlib.decompressobj(31)
     begun = False
+    taken = given = 0
     try:
         for chunk in chunks:
             data = chunk
+            taken += len(chunk)
             while data:
                 begun = True
                 if content := decoder.decompress(data, PIECE):
+                    given += len(content)
                     yield content
                 data = decoder.unconsumed_tail
                 if decoder.eof:
                     data, decoder, begun = decoder.unused_data, zlib.decompressobj(31), False
+                    if ended is not None:
+                        ended(taken - len(data), given)
     except zlib.error as e:
         raise ImageError(f"layer is damaged: {e}") from e
     # output that was held back by PIECE needs one more round without input

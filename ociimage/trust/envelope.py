@@ -16,7 +16,8 @@ from typing import Any
 
 from cryoci.errors import ImageError
 from cryoci.ociimage import strictjson
-from cryoci.ociimage.trust.keys import PublicKey, SigningKey
+from cryoci.ociimage.trust.identity import Material, Signed, material
+from cryoci.ociimage.trust.keys import SigningKey
 
 SIMPLE = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIMPLE_TYPE = "cosign container image signature"
@@ -39,16 +40,17 @@ class Statement:
 
 @dataclass(frozen=True)
 class Envelope:
-    """A payload with its signatures, verified by nobody yet."""
+    """A payload with its signatures, verified by nobody yet; `material` is what a signer without a key brings."""
 
     payload_type: str
     payload: bytes
     signatures: tuple[bytes, ...]
+    material: Material | None = None
 
-    def signed_by(self, key: PublicKey) -> bool:
-        """Whether `key` made one of the signatures."""
-        message = authenticated(self.payload_type, self.payload)
-        return any(key.verifies(signature, message) for signature in self.signatures)
+    @property
+    def signed(self) -> Signed:
+        """What the signatures are of."""
+        return Signed(authenticated(self.payload_type, self.payload), self.payload, self.signatures)
 
     def statement(self) -> Statement:
         """The in-toto statement inside. Raises ImageError."""
@@ -127,7 +129,8 @@ def bundle(key: SigningKey, predicate_type: str, predicate: Mapping[str, Any], d
 def parse_bundle(data: bytes) -> Envelope:
     """The DSSE envelope of a sigstore bundle. Raises ImageError."""
     value = strictjson.load_object(data, "sigstore bundle", limit=MAX_DOCUMENT)
-    inside = value.get("dsseEnvelope")
+    inside, beside = value.get("dsseEnvelope"), value.get("verificationMaterial")
+    entries = beside.get("tlogEntries") if isinstance(beside, dict) else None
     if not str(value.get("mediaType")).startswith("application/vnd.dev.sigstore.bundle"):
         raise ImageError("an artifact claims to be a sigstore bundle and is none")
     if not isinstance(inside, dict) or not isinstance(inside.get("signatures"), list):
@@ -137,6 +140,7 @@ def parse_bundle(data: bytes) -> Envelope:
             str(inside["payloadType"]),
             base64.b64decode(inside["payload"], validate=True),
             tuple(base64.b64decode(entry["sig"], validate=True) for entry in inside["signatures"][:8]),
+            material(beside, entries),
         )
     except (KeyError, TypeError, ValueError, binascii.Error) as e:
         raise ImageError(f"a sigstore bundle is damaged: {e}") from e

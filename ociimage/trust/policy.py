@@ -10,6 +10,11 @@
     mode = "strict"                            # for this rule alone
 
     [[rule]]
+    match = "ghcr.io/team/*"                   # or a signature by one of these, vouched for by certificate
+    identities = [{ subject = "https://github.com/team/app/.github/workflows/*", issuer = "https://token.actions..." }]
+    roots = ["trusted_root.json"]              # authorities and logs that count: PEM, or sigstore's trusted root
+
+    [[rule]]
     match = "oci:/var/lib/cryoci/images:*"
     accept = true                              # needs no signature
 
@@ -23,12 +28,15 @@ import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryoci.errors import ConfigError, TrustError, UsageError
 from cryoci.ociimage import blob, stores
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, LayoutRef, Reference, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.trust.identity import Keyless
 
 PATH = Path("/etc/cryoci/policy.toml")
 MODES = ("warn", "strict", "off")
@@ -41,6 +49,8 @@ class Rule:
 
     match: str
     keys: tuple[Path, ...] = ()
+    identities: tuple[tuple[str, str], ...] = ()  # subject and issuer
+    roots: tuple[Path, ...] = ()
     accept: bool = False
     provenance: bool = False
     mode: str | None = None
@@ -137,20 +147,32 @@ def enforce(
     from cryoci.ociimage.trust import verify
 
     try:
-        found = verify.require(store or stores.open_store(ref, registry_options), digest, rule.keys)
+        found = verify.require(
+            store or stores.open_store(ref, registry_options), digest, rule.keys, keyless_of(rule)
+        )
     except TrustError as e:
         return _judged(name, digest, mode, e.message, where)
     if rule.provenance and not found.provenance:
-        return _judged(name, digest, mode, f"no provenance signed by {_names(rule.keys)}", where)
+        return _judged(name, digest, mode, f"no provenance signed by {_names(rule)}", where)
     return Verdict(name, digest, tuple(sorted({v.key for v in found.signatures})))
 
 
-def keys_of(ref: Reference) -> tuple[Path, ...]:
-    """The keys that the node's policy asks for at `ref`. Raises UsageError when it names none."""
+def rule_of(ref: Reference) -> Rule:
+    """The node's rule for `ref`. Raises UsageError when it names no signer."""
     rule = load().rule(name_of(ref))
-    if rule is None or not rule.keys:
-        raise UsageError(f"no rule of {PATH} names keys for {ref}", hint="give --key FILE")
-    return rule.keys
+    if rule is None or not (rule.keys or rule.identities):
+        raise UsageError(f"no rule of {PATH} names a signer for {ref}", hint="give --key FILE")
+    return rule
+
+
+def keyless_of(rule: Rule) -> Keyless | None:
+    """The identities that a rule asks for. Raises ConfigError when its roots cannot be read."""
+    if not rule.identities:
+        return None
+    from cryoci.ociimage.trust import identity, roots
+
+    known = tuple(identity.Identity(*one) for one in rule.identities)
+    return identity.Keyless(known, roots.load(rule.roots))
 
 
 def name_of(ref: Reference) -> str:
@@ -173,32 +195,68 @@ def _judged(name: str, digest: str | None, mode: str, why: str, where: Path) -> 
     return Verdict(name, digest, (), f"nobody vouches for {what}: {why}")
 
 
-def _names(paths: tuple[Path, ...]) -> str:
-    return " or ".join(path.name for path in paths)
+def _names(rule: Rule) -> str:
+    return " or ".join([*(path.name for path in rule.keys), *(subject for subject, _ in rule.identities)])
 
 
 def _rule(value: Any, number: int, path: Path) -> Rule:
     where = f"{path}: rule {number}"
     if not isinstance(value, dict):
         raise ConfigError(f"{where} is not a table")
-    _known(value, ("match", "keys", "accept", "provenance", "mode"), where)
-    match, listed = value.get("match"), value.get("keys", [])
+    _known(value, ("match", "keys", "identities", "roots", "accept", "provenance", "mode"), where)
+    match = value.get("match")
+    keys, roots = (_paths(value.get(name, []), f"{where}: {name}", path) for name in ("keys", "roots"))
+    identities = _identities(value.get("identities", []), where)
     if not isinstance(match, str) or not match:
         raise ConfigError(f"{where} has no match", hint='match = "HOST/REPOSITORY", * for any')
-    if not isinstance(listed, list) or not all(isinstance(k, str) and k for k in listed):
-        raise ConfigError(f"{where}: keys is not a list of file names")
+    if bool(identities) != bool(roots):
+        raise ConfigError(
+            f"{where} needs both identities and roots",
+            hint='roots = ["trusted_root.json"]: who vouches for them',
+        )
     flags = {name: value.get(name, False) for name in ("accept", "provenance")}
     if not all(isinstance(flag, bool) for flag in flags.values()):
         raise ConfigError(f"{where}: accept and provenance are true or false")
-    if bool(listed) == flags["accept"]:
-        raise ConfigError(f"{where} needs either keys or accept = true")
+    if bool(keys or identities) == flags["accept"]:
+        raise ConfigError(f"{where} needs either keys or identities, or accept = true")
     mode = value.get("mode")
     return Rule(
         match,
-        tuple(path.parent / key for key in listed),
+        keys,
+        identities,
+        roots,
         mode=None if mode is None else _mode(mode, where),
         **flags,
     )
+
+
+def _paths(value: object, where: str, path: Path) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not all(isinstance(k, str) and k for k in value):
+        raise ConfigError(f"{where} is not a list of file names")
+    return tuple(path.parent / name for name in value)
+
+
+def _identities(value: object, where: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for one in value if isinstance(value, list) else [None]:
+        if not isinstance(one, dict):
+            raise ConfigError(f"{where}: identities is not a list of tables", hint=_IDENTITY)
+        _known(one, ("subject", "issuer"), f"{where}: identities")
+        subject, issuer = one.get("subject"), one.get("issuer")
+        if (
+            not isinstance(subject, str)
+            or not isinstance(issuer, str)
+            or not subject.strip("*")
+            or not issuer
+        ):
+            raise ConfigError(
+                f"{where}: an identity needs a subject (other than *) and an issuer", hint=_IDENTITY
+            )
+        found.append((subject, issuer))
+    return tuple(found)
+
+
+_IDENTITY = 'identities = [{ subject = "https://...", issuer = "https://..." }]'
 
 
 def _mode(value: object, where: str) -> str:

@@ -87,7 +87,10 @@ def _has_bundle(store: blob.Store, digest: str, key: SigningKey) -> bool:
             statement = known.statement()
         except (ImageError, NotFoundError):
             continue
-        mine = known.signed_by(key.public) and digest in statement.digests
+        mine = (
+            any(key.public.verifies(made, known.signed.message) for made in known.signatures)
+            and digest in statement.digests
+        )
         if mine and statement.predicate_type == envelope.SIGN_PREDICATE:
             return True
     return False
