@@ -18,6 +18,7 @@ from cryoci.shim import engines, netns
 from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.record import Record
+from cryoci.uses import share_shelf
 from cryoci.uses.guard_state import start_time
 from cryoci.uses.share_shelf import Shelf, Stored
 
@@ -148,6 +149,11 @@ class Member:
             assert self.shelf is not None
             self.shelf.bring(self.stored)
             self.stored = self.known = None
+
+    def storable(self) -> None:
+        """Raise ConflictError or UnsupportedError when it cannot be put on the shelf (blocking)."""
+        with self.lock:
+            share_shelf.refuse(self.container())
 
     def store(self) -> None:
         """Put it on the shelf (blocking), unless it is wanted by now. Raises as `Shelf.put`: it stays parked."""

@@ -114,7 +114,7 @@ class Shelf:
 
     def put(self, container: Container, *, severed: bool = False) -> Stored:
         """Checkpoint `container`, which is parked, and end it. Raises what a checkpoint raises: it is parked still."""
-        _check(container)
+        refuse(container)
         pid = int(container.state().get("pid", 0))
         name, own = container.name, paths.bundle_directory(container.root, container.id)
         bundle = (
@@ -251,6 +251,24 @@ class Shelf:
             self._say(f"{made.where}, which nobody needs any more, could not be removed: {why}")
 
 
+def refuse(container: Container) -> None:
+    """Raise ConflictError or UnsupportedError for one that would not come back as it was."""
+    if not gpu.is_parked(container):
+        raise ConflictError(f"container {container.name} is not parked", hint="park it first")
+    if container.engine not in ("podman", "runc", "crun"):
+        raise UnsupportedError(f"container {container.name} is {container.engine}'s, which restores its own")
+    if container.auto_remove:
+        raise ConflictError(
+            f"container {container.name} is removed by podman with its volumes when it ends (--rm)",
+            hint="start it without --rm",
+        )
+    if container.engine == "podman" and (policy := podman.restart_policy(container)) != "no":
+        raise ConflictError(
+            f"podman restarts container {container.name} from scratch when it ends (--restart={policy})",
+            hint=f"podman update --restart=no {container.name}",
+        )
+
+
 def goal(disk: str | None, registry: str | None) -> DirectoryRef | RegistryRef | None:
     """Where members are to be stored: a directory, HOST/REPO, or (None) the local store. Raises UsageError."""
     if disk and registry:
@@ -305,24 +323,6 @@ def _whole(directory: Path) -> int:
     """Bytes of a checkpoint that is whole. Raises CryociError."""
     images.check(str(directory / "checkpoint"))
     return archive.validate(directory).size
-
-
-def _check(container: Container) -> None:
-    """Refuse what would not come back as it was. Raises ConflictError, UnsupportedError."""
-    if not gpu.is_parked(container):
-        raise ConflictError(f"container {container.name} is not parked", hint="park it first")
-    if container.engine not in ("podman", "runc", "crun"):
-        raise UnsupportedError(f"container {container.name} is {container.engine}'s, which restores its own")
-    if container.auto_remove:
-        raise ConflictError(
-            f"container {container.name} is removed by podman with its volumes when it ends (--rm)",
-            hint="start it without --rm",
-        )
-    if container.engine == "podman" and (policy := podman.restart_policy(container)) != "no":
-        raise ConflictError(
-            f"podman restarts container {container.name} from scratch when it ends (--restart={policy})",
-            hint=f"podman update --restart=no {container.name}",
-        )
 
 
 def _clear(made: Stored, *, again: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -79,6 +80,11 @@ def tiers(limits: Limits, shelf: Shelf, *, policy: str = "lru") -> tuple[list[Me
     return members, Tiers(members, shelf, limits, policy, print)
 
 
+@pytest.fixture(autouse=True)
+def all_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_parked", lambda one: True)
+
+
 @pytest.fixture
 def each_holds_a_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "private_memory", lambda pid: GIB)
@@ -110,6 +116,18 @@ def test_who_is_needed_stays() -> None:
     members[2].moving, members[2].kept = 0, time.monotonic() + 60
     asyncio.run(made._make_room(0))
     assert shelf.took == ["d", "b"]
+
+
+@pytest.mark.usefixtures("each_holds_a_gib")
+def test_who_cannot_be_stored_keeps_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_parked", lambda one: one.name != "b")
+    shelf = Takes()
+    members, made = tiers(Limits(host=0, stores=True), shelf)
+    closed: list[str] = []
+    for member in members[1:3]:
+        member.closers[1] = functools.partial(closed.append, member.name)
+    asyncio.run(made._make_room(0))
+    assert closed == ["c"] and shelf.took == ["c", "d"]
 
 
 @pytest.mark.usefixtures("each_holds_a_gib")
@@ -248,6 +266,7 @@ def test_one_that_fails_to_come_back_stays_stored(monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_who_would_come_back_as_it_was_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_parked", lambda one: False)
     with pytest.raises(ConflictError, match="is not parked"):
         Shelf(None, print).put(container("a"))
     monkeypatch.setattr(gpu, "is_parked", lambda one: True)
