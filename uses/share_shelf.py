@@ -281,6 +281,11 @@ def goal(disk: str | None, registry: str | None) -> DirectoryRef | RegistryRef |
     return ref if isinstance(ref, RegistryRef) else None
 
 
+def stored(name: str) -> Stored | None:
+    """What is stored of `name`, if anything is; no more than the note is looked at. Raises ConfigError."""
+    return _load(name) if paths.valid_id(name) else None
+
+
 def every() -> list[Stored]:
     """What is stored of all members, by name; what cannot be read is left out."""
     found = []
