@@ -153,7 +153,13 @@ class Member:
     def storable(self) -> None:
         """Raise ConflictError or UnsupportedError when it cannot be put on the shelf (blocking)."""
         with self.lock:
-            share_shelf.refuse(self.container())
+            container = self.container()
+            if container.name != self.name:  # a restored one of podman's has another id
+                raise ConflictError(
+                    f"{self.name} is called {container.name}",
+                    hint="name it so: --member NAME=PORT:CONTAINERPORT",
+                )
+            share_shelf.refuse(container)
 
     def store(self) -> None:
         """Put it on the shelf (blocking), unless it is wanted by now. Raises as `Shelf.put`: it stays parked."""

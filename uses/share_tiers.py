@@ -124,8 +124,15 @@ class Tiers:
 
     async def watch(self) -> None:
         """Keep host memory within its limit, and say where everybody is; for ever."""
+        await asyncio.gather(self._keep(), self._tell())
+
+    async def _keep(self) -> None:
         while True:
             await self._make_room(0)
+            await asyncio.sleep(_LOOK)
+
+    async def _tell(self) -> None:
+        while True:
             with suppress(OSError):  # which must not end the work
                 await asyncio.to_thread(self._publish)
             await asyncio.sleep(_LOOK)

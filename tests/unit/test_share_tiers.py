@@ -128,6 +128,9 @@ def test_who_cannot_be_stored_keeps_its_clients(monkeypatch: pytest.MonkeyPatch)
         member.closers[1] = functools.partial(closed.append, member.name)
     asyncio.run(made._make_room(0))
     assert closed == ["c"] and shelf.took == ["c", "d"]
+    members[1].known, members[1].kept = container("called"), 0.0
+    asyncio.run(made._make_room(0))
+    assert closed == ["c"] and members[1].unstored == "b is called called"
 
 
 @pytest.mark.usefixtures("each_holds_a_gib")
