@@ -39,7 +39,7 @@ class Member:
     clients. `rested`: it was parked because nobody had used it for long.
 
     `stored` is what `shelf` has of it while it is no container. It is not stored before `kept`, because of `unstored`;
-    `closers` end its connections first, and `severed` says that some were.
+    `closers` end its connections first.
     """
 
     name: str
@@ -66,7 +66,6 @@ class Member:
     problem: str = ""
     gone: bool = False
     rested: bool = False
-    severed: bool = False
     moving: int = 0
     moves: int = 0
     searched: float = 0.0
@@ -159,6 +158,11 @@ class Member:
                     f"{self.name} is called {container.name}",
                     hint="name it so: --member NAME=PORT:CONTAINERPORT",
                 )
+            if container.engine == "podman" and self.closers:
+                raise ConflictError(
+                    f"{self.name} has {len(self.closers)} open connections, and podman cannot restore closed ones",
+                    hint="podman's restore lacks --tcp-close: its clients must close them",
+                )
             share_shelf.refuse(container)
 
     def store(self) -> None:
@@ -166,8 +170,8 @@ class Member:
         with self.lock:
             if self.wanted or self.busy or self.shelf is None:
                 return
-            self.stored = self.shelf.put(self.container(), severed=self.severed)
-            self.known, self.searched, self.severed = None, time.monotonic(), False
+            self.stored = self.shelf.put(self.container())
+            self.known, self.searched = None, time.monotonic()
 
     def connect(self) -> socket.socket:
         """A connection to the container's port on its own loopback (blocking). Raises OSError, NotFoundError."""

@@ -32,6 +32,8 @@ from cryoci.errors import (
 )
 from cryoci.files import read_json, scratch, sync_directory, write_json
 from cryoci.ociimage import archive, image, reference
+from cryoci.ociimage.criu import processes as criu_processes
+from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.reference import DirectoryRef, LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import app, engines, netns, paths, untrusted
@@ -112,7 +114,7 @@ class Shelf:
         self._say = say
         self._registry = registry
 
-    def put(self, container: Container, *, severed: bool = False) -> Stored:
+    def put(self, container: Container) -> Stored:
         """Checkpoint `container`, which is parked, and end it. Raises what a checkpoint raises: it is parked still."""
         refuse(container)
         pid = int(container.state().get("pid", 0))
@@ -123,7 +125,7 @@ class Shelf:
         made = Stored(
             name, container.engine, container.runtime, container.id, (pid, start_time(pid)), bundle
         )
-        made.need, made.severed = processes.private_memory(pid), severed
+        made.need = processes.private_memory(pid)
         token = f"{_NO_NAME.sub('-', name.lower()).strip('-')[:60] or 'member'}-{secrets.token_hex(4)}"
         options = DumpOptions(rootfs="none" if bundle else "auto", hooks=_NO_HOOKS)
         try:
@@ -317,9 +319,19 @@ def _sweep(name: str, made: Stored | None) -> None:
 
 
 def _note(made: Stored, directory: Path) -> None:
-    """Its checkpoint in `directory` is whole and stored: from here on the container may end."""
+    """Its checkpoint in `directory` is whole and stored: from here on the container may end. Raises ConflictError."""
     dump = dumps.read(str(directory / "checkpoint"))
     made.gpus = dump.to_json() if dump is not None and dump.tasks else None
+    made.severed = any(
+        socket.protocol.startswith("tcp") and not socket.destination.endswith(":0")
+        for process in criu_processes.read(DirectoryImages(directory))
+        for socket in process.sockets
+    )
+    if made.severed and made.engine == "podman":
+        raise ConflictError(
+            f"{made.name} holds TCP connections that were closed under it, which podman cannot restore",
+            hint="they are gone when it has run again",
+        )
     made.size, made.taken = _whole(directory), time.time()
     made.save()
 

@@ -179,7 +179,6 @@ class Tiers:
         try:
             await member.move(member.storable)
             for close in list(member.closers.values()):
-                member.severed = True
                 close()
             await member.move(member.store)
         except (CryociError, OSError) as e:

@@ -50,7 +50,7 @@ class Takes(Shelf):
         self.full = full
         self.took: list[str] = []
 
-    def put(self, container: Container, *, severed: bool = False) -> Stored:
+    def put(self, container: Container) -> Stored:
         if container.name in self.full:
             raise SpaceError(f"no room for {container.name}")
         self.took.append(container.name)
