@@ -18,7 +18,7 @@ from cryoci.shim import engines, netns
 from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.record import Record
-from cryoci.uses import share_shelf
+from cryoci.uses import leftover, share_shelf
 from cryoci.uses.guard_state import start_time
 from cryoci.uses.share_shelf import Shelf, Stored
 
@@ -94,6 +94,7 @@ class Member:
         container = self.container()
         container.must_run()
         if (Path(Record(container.root, container.id).directory) / processes.HELD).exists():
+            leftover.await_end("checkpoint", container.id, container.name)
             with suppress(ConflictError):  # a checkpoint of it is under way
                 gpu.repair(container)
 

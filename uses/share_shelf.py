@@ -39,7 +39,7 @@ from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import app, engines, netns, paths, untrusted
 from cryoci.shim.criu import images
 from cryoci.shim.criu.options import CriuOptions
-from cryoci.shim.engines import gpu, podman, processes
+from cryoci.shim.engines import bare, gpu, podman, processes
 from cryoci.shim.engines.checkpoint import checkpoint
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions, RestoreOptions
@@ -48,6 +48,7 @@ from cryoci.shim.gpu import dump as dumps
 from cryoci.shim.gpu import hold as holds
 from cryoci.shim.gpu import preflight
 from cryoci.shim.record import Record
+from cryoci.uses import leftover
 from cryoci.uses.guard_state import start_time
 
 VERSION = 1
@@ -163,6 +164,8 @@ class Shelf:
         _sweep(name, made)
         if made is None:
             return None
+        if made.restoring:
+            leftover.await_end("restore", made.id, made.name)
         try:
             found = engines.find(name)
             state = found.state()
@@ -343,11 +346,14 @@ def _whole(directory: Path) -> int:
 
 
 def _clear(made: Stored, *, again: bool) -> None:
-    """Free its name: podman keeps a container that has ended, and what a killed restore (`again`) has half made.
+    """Free its name: of a container that has ended, and of what a killed restore (`again`) has half made.
 
     Raises ConflictError, ToolError.
     """
     if made.engine != "podman":
+        left = bare.find(made.id, None)  # whoever ended it was killed before it deleted it
+        if left is not None and left.status == "stopped":
+            left.call("delete", "--force")
         return
     asked = run(["podman", "container", "inspect", "--format=json", "--", made.name], check=False)
     if asked.returncode != 0:
