@@ -77,7 +77,7 @@ class Phase:
         print(f"\n## {self.title}\n\n{len(times)} rounds, median {middle:.3f} s, 95 % within {late:.3f} s\n")
         print("| " + " | ".join(_COLUMNS) + " |\n|" + "---:|" * len(_COLUMNS))
         for row in self.rows:
-            print("| " + " | ".join(map(str, row)) + " |")
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 class Models:
@@ -133,6 +133,7 @@ def soak(phase: Phase, rounds: int, act: Callable[[int], None], look: Callable[[
         phase.seconds.append(time.monotonic() - began)
         if number % max(1, rounds // _ROWS) == 0 or number == rounds:
             look(number)
+    phase.report()
     return phase
 
 
@@ -234,8 +235,6 @@ def main() -> None:
             last = 1 if options.kills else (options.restores or options.parks) % 2  # who was asked last runs
             model = models.models[last]
             done.append(guard(node, model, Phase("Guarded"), options.guarded))
-    for phase in done:
-        phase.report()
     grown = [line for phase in done for line in phase.grown()]
     print("\nGrown: " + ("nothing" if not grown else "; ".join(grown)))
     sys.exit(1 if grown else 0)

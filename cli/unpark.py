@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from cryoci.cli import output
@@ -11,22 +13,28 @@ from cryoci.cli import output
 @click.command("unpark", short_help="Bring a parked container back to its GPUs.")
 @click.argument("container")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@output.registry_options
 @output.json_option
 @output.quiet_option
-def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool) -> None:
+def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool, **where: Any) -> None:
     """Unpark CONTAINER: bring its GPU memory back to its GPUs, and let it run on.
 
     While the GPUs have too little free memory it stays parked, and the message says how much is missing.
-    Unparking a running container does nothing.
+    Unparking a running container does nothing. One that a `cryoci share`, which has ended, has put on disk or into a
+    registry is restored from there.
 
     \b
     Examples:
       cryoci unpark llama
     """
     from cryoci.cli.signals import unwinding
-    from cryoci.shim import engines
-    from cryoci.shim.engines import gpu
+    from cryoci.uses import unpark
 
     with unwinding():
-        done = gpu.unpark(engines.find(container, root=runtime_root))
+        done = unpark.unpark(
+            container,
+            root=runtime_root,
+            say=lambda line: output.warn([line]),
+            registry=output.options(**where),
+        )
     output.parked(done, as_json=as_json, quiet=quiet)

@@ -167,7 +167,6 @@ class Share:
             member.waiting.discard(key)
             self._changed.set()
             if inner is not None and not member.active:  # it cannot close its end while it is frozen
-                member.severed = True
                 share_connection.sever(inner, writer)
             for end in (inner, writer):
                 if end is not None:

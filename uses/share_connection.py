@@ -25,7 +25,8 @@ async def first(reader: asyncio.StreamReader) -> bytes | None:
 
 def sever(inner: asyncio.StreamWriter, writer: asyncio.StreamWriter) -> None:
     """End a connection: as usual for its client, by a reset in the frozen container, so that nothing is left of it."""
-    if (own := inner.get_extra_info("socket")) is not None:
+    with contextlib.suppress(OSError):  # it is closed already
+        own = inner.get_extra_info("socket")
         own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     inner.transport.abort()
     writer.close()

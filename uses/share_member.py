@@ -18,6 +18,7 @@ from cryoci.shim import engines, netns
 from cryoci.shim.engines import gpu, processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.record import Record
+from cryoci.uses import leftover, share_shelf
 from cryoci.uses.guard_state import start_time
 from cryoci.uses.share_shelf import Shelf, Stored
 
@@ -38,7 +39,7 @@ class Member:
     clients. `rested`: it was parked because nobody had used it for long.
 
     `stored` is what `shelf` has of it while it is no container. It is not stored before `kept`, because of `unstored`;
-    `closers` end its connections first, and `severed` says that some were.
+    `closers` end its connections first.
     """
 
     name: str
@@ -65,7 +66,6 @@ class Member:
     problem: str = ""
     gone: bool = False
     rested: bool = False
-    severed: bool = False
     moving: int = 0
     moves: int = 0
     searched: float = 0.0
@@ -94,6 +94,7 @@ class Member:
         container = self.container()
         container.must_run()
         if (Path(Record(container.root, container.id).directory) / processes.HELD).exists():
+            leftover.await_end("checkpoint", container.id, container.name)
             with suppress(ConflictError):  # a checkpoint of it is under way
                 gpu.repair(container)
 
@@ -149,13 +150,29 @@ class Member:
             self.shelf.bring(self.stored)
             self.stored = self.known = None
 
+    def storable(self) -> None:
+        """Raise ConflictError or UnsupportedError when it cannot be put on the shelf (blocking)."""
+        with self.lock:
+            container = self.container()
+            if container.name != self.name:  # a restored one of podman's has another id
+                raise ConflictError(
+                    f"{self.name} is called {container.name}",
+                    hint="name it so: --member NAME=PORT:CONTAINERPORT",
+                )
+            if container.engine == "podman" and self.closers:
+                raise ConflictError(
+                    f"{self.name} has {len(self.closers)} open connections, and podman cannot restore closed ones",
+                    hint="podman's restore lacks --tcp-close: its clients must close them",
+                )
+            share_shelf.refuse(container)
+
     def store(self) -> None:
         """Put it on the shelf (blocking), unless it is wanted by now. Raises as `Shelf.put`: it stays parked."""
         with self.lock:
             if self.wanted or self.busy or self.shelf is None:
                 return
-            self.stored = self.shelf.put(self.container(), severed=self.severed)
-            self.known, self.searched, self.severed = None, time.monotonic(), False
+            self.stored = self.shelf.put(self.container())
+            self.known, self.searched = None, time.monotonic()
 
     def connect(self) -> socket.socket:
         """A connection to the container's port on its own loopback (blocking). Raises OSError, NotFoundError."""

@@ -32,12 +32,14 @@ from cryoci.errors import (
 )
 from cryoci.files import read_json, scratch, sync_directory, write_json
 from cryoci.ociimage import archive, image, reference
+from cryoci.ociimage.criu import processes as criu_processes
+from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.reference import DirectoryRef, LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import app, engines, netns, paths, untrusted
 from cryoci.shim.criu import images
 from cryoci.shim.criu.options import CriuOptions
-from cryoci.shim.engines import gpu, podman, processes
+from cryoci.shim.engines import bare, gpu, podman, processes
 from cryoci.shim.engines.checkpoint import checkpoint
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions, RestoreOptions
@@ -46,6 +48,7 @@ from cryoci.shim.gpu import dump as dumps
 from cryoci.shim.gpu import hold as holds
 from cryoci.shim.gpu import preflight
 from cryoci.shim.record import Record
+from cryoci.uses import leftover
 from cryoci.uses.guard_state import start_time
 
 VERSION = 1
@@ -112,9 +115,9 @@ class Shelf:
         self._say = say
         self._registry = registry
 
-    def put(self, container: Container, *, severed: bool = False) -> Stored:
+    def put(self, container: Container) -> Stored:
         """Checkpoint `container`, which is parked, and end it. Raises what a checkpoint raises: it is parked still."""
-        _check(container)
+        refuse(container)
         pid = int(container.state().get("pid", 0))
         name, own = container.name, paths.bundle_directory(container.root, container.id)
         bundle = (
@@ -123,7 +126,7 @@ class Shelf:
         made = Stored(
             name, container.engine, container.runtime, container.id, (pid, start_time(pid)), bundle
         )
-        made.need, made.severed = processes.private_memory(pid), severed
+        made.need = processes.private_memory(pid)
         token = f"{_NO_NAME.sub('-', name.lower()).strip('-')[:60] or 'member'}-{secrets.token_hex(4)}"
         options = DumpOptions(rootfs="none" if bundle else "auto", hooks=_NO_HOOKS)
         try:
@@ -161,6 +164,8 @@ class Shelf:
         _sweep(name, made)
         if made is None:
             return None
+        if made.restoring:
+            leftover.await_end("restore", made.id, made.name)
         try:
             found = engines.find(name)
             state = found.state()
@@ -251,6 +256,24 @@ class Shelf:
             self._say(f"{made.where}, which nobody needs any more, could not be removed: {why}")
 
 
+def refuse(container: Container) -> None:
+    """Raise ConflictError or UnsupportedError for one that would not come back as it was."""
+    if not gpu.is_parked(container):
+        raise ConflictError(f"container {container.name} is not parked", hint="park it first")
+    if container.engine not in ("podman", "runc", "crun"):
+        raise UnsupportedError(f"container {container.name} is {container.engine}'s, which restores its own")
+    if container.auto_remove:
+        raise ConflictError(
+            f"container {container.name} is removed by podman with its volumes when it ends (--rm)",
+            hint="start it without --rm",
+        )
+    if container.engine == "podman" and (policy := podman.restart_policy(container)) != "no":
+        raise ConflictError(
+            f"podman restarts container {container.name} from scratch when it ends (--restart={policy})",
+            hint=f"podman update --restart=no {container.name}",
+        )
+
+
 def goal(disk: str | None, registry: str | None) -> DirectoryRef | RegistryRef | None:
     """Where members are to be stored: a directory, HOST/REPO, or (None) the local store. Raises UsageError."""
     if disk and registry:
@@ -261,6 +284,11 @@ def goal(disk: str | None, registry: str | None) -> DirectoryRef | RegistryRef |
     if registry and (not isinstance(ref, RegistryRef) or ref.tag or ref.digest):
         raise UsageError(f"--registry {registry} is no repository", hint="write HOST/REPO, without a tag")
     return ref if isinstance(ref, RegistryRef) else None
+
+
+def stored(name: str) -> Stored | None:
+    """What is stored of `name`, if anything is; no more than the note is looked at. Raises ConfigError."""
+    return _load(name) if paths.valid_id(name) else None
 
 
 def every() -> list[Stored]:
@@ -294,9 +322,19 @@ def _sweep(name: str, made: Stored | None) -> None:
 
 
 def _note(made: Stored, directory: Path) -> None:
-    """Its checkpoint in `directory` is whole and stored: from here on the container may end."""
+    """Its checkpoint in `directory` is whole and stored: from here on the container may end. Raises ConflictError."""
     dump = dumps.read(str(directory / "checkpoint"))
     made.gpus = dump.to_json() if dump is not None and dump.tasks else None
+    made.severed = any(
+        socket.protocol.startswith("tcp") and not socket.destination.endswith(":0")
+        for process in criu_processes.read(DirectoryImages(directory))
+        for socket in process.sockets
+    )
+    if made.severed and made.engine == "podman":
+        raise ConflictError(
+            f"{made.name} holds TCP connections that were closed under it, which podman cannot restore",
+            hint="they are gone when it has run again",
+        )
     made.size, made.taken = _whole(directory), time.time()
     made.save()
 
@@ -307,30 +345,15 @@ def _whole(directory: Path) -> int:
     return archive.validate(directory).size
 
 
-def _check(container: Container) -> None:
-    """Refuse what would not come back as it was. Raises ConflictError, UnsupportedError."""
-    if not gpu.is_parked(container):
-        raise ConflictError(f"container {container.name} is not parked", hint="park it first")
-    if container.engine not in ("podman", "runc", "crun"):
-        raise UnsupportedError(f"container {container.name} is {container.engine}'s, which restores its own")
-    if container.auto_remove:
-        raise ConflictError(
-            f"container {container.name} is removed by podman with its volumes when it ends (--rm)",
-            hint="start it without --rm",
-        )
-    if container.engine == "podman" and (policy := podman.restart_policy(container)) != "no":
-        raise ConflictError(
-            f"podman restarts container {container.name} from scratch when it ends (--restart={policy})",
-            hint=f"podman update --restart=no {container.name}",
-        )
-
-
 def _clear(made: Stored, *, again: bool) -> None:
-    """Free its name: podman keeps a container that has ended, and what a killed restore (`again`) has half made.
+    """Free its name: of a container that has ended, and of what a killed restore (`again`) has half made.
 
     Raises ConflictError, ToolError.
     """
     if made.engine != "podman":
+        left = bare.find(made.id, None)  # whoever ended it was killed before it deleted it
+        if left is not None and left.status == "stopped":
+            left.call("delete", "--force")
         return
     asked = run(["podman", "container", "inspect", "--format=json", "--", made.name], check=False)
     if asked.returncode != 0:

@@ -124,8 +124,15 @@ class Tiers:
 
     async def watch(self) -> None:
         """Keep host memory within its limit, and say where everybody is; for ever."""
+        await asyncio.gather(self._keep(), self._tell())
+
+    async def _keep(self) -> None:
         while True:
             await self._make_room(0)
+            await asyncio.sleep(_LOOK)
+
+    async def _tell(self) -> None:
+        while True:
             with suppress(OSError):  # which must not end the work
                 await asyncio.to_thread(self._publish)
             await asyncio.sleep(_LOOK)
@@ -138,8 +145,8 @@ class Tiers:
     async def bring(self, member: Member) -> None:
         """Have `member` run again, from where it is. Raises what unparking and a restore raise."""
         made, began = member.stored, time.monotonic()
-        if made is not None:
-            await self._make_room(made.need if self._limits.host is None else 0)
+        if made is not None and self._limits.host is None:
+            await self._make_room(made.need)
         await member.move(member.unpark)
         if made is not None:
             self._counts["restored"] += 1
@@ -157,7 +164,7 @@ class Tiers:
 
     async def _make_room(self, need: int) -> None:
         """Store members until `need` bytes fit, or nobody is left who can be stored."""
-        if not self._limits.stores:
+        if not self._limits.stores or not await asyncio.to_thread(self._lacks, need):
             return
         async with self._lock:
             while await asyncio.to_thread(self._lacks, need):
@@ -168,11 +175,11 @@ class Tiers:
 
     async def _store(self, member: Member) -> None:
         """Store one. A failure leaves it parked, is told, and keeps it from the next attempts for a while."""
-        for close in list(member.closers.values()):
-            member.severed = True
-            close()
         began = time.monotonic()
         try:
+            await member.move(member.storable)
+            for close in list(member.closers.values()):
+                close()
             await member.move(member.store)
         except (CryociError, OSError) as e:
             member.kept = time.monotonic() + _RETRY

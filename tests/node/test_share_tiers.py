@@ -15,7 +15,7 @@ from tests.fakegpu.build import UUIDS
 from tests.node import gpu
 from tests.node.conftest import Site
 from tests.node.gpu import Trainer
-from tests.node.subject import KINDS, runs_on
+from tests.node.subject import KINDS, failing, runs_on
 from tests.node.test_share import ask, sharing, states
 from tests.nodes.namespace import NamespaceNode
 
@@ -93,6 +93,9 @@ def test_three_models_and_room_for_two(site: Site) -> None:
         first, closed, second = said.decode().split()
         assert closed == "closed" and int(second) > int(first)
         until(lambda: sorted(tiers(node, names).values()) == ["disk", "disk", "running"])
+        assert "ask at its port" in failing(node, ["cryoci", "unpark", "model2"])
+    said = json.loads(node.run(["cryoci", "unpark", "model2", "--json"]).stdout)
+    assert said["vram"] == 4 << 20 and states(node)["model2"] == "running"
     with sharing(node, *members):
         for number in range(3):
             serve(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -49,7 +50,7 @@ class Takes(Shelf):
         self.full = full
         self.took: list[str] = []
 
-    def put(self, container: Container, *, severed: bool = False) -> Stored:
+    def put(self, container: Container) -> Stored:
         if container.name in self.full:
             raise SpaceError(f"no room for {container.name}")
         self.took.append(container.name)
@@ -77,6 +78,11 @@ def tiers(limits: Limits, shelf: Shelf, *, policy: str = "lru") -> tuple[list[Me
         member.used = member.since = 100.0 + n
     members[0].active = True
     return members, Tiers(members, shelf, limits, policy, print)
+
+
+@pytest.fixture(autouse=True)
+def all_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_parked", lambda one: True)
 
 
 @pytest.fixture
@@ -110,6 +116,21 @@ def test_who_is_needed_stays() -> None:
     members[2].moving, members[2].kept = 0, time.monotonic() + 60
     asyncio.run(made._make_room(0))
     assert shelf.took == ["d", "b"]
+
+
+@pytest.mark.usefixtures("each_holds_a_gib")
+def test_who_cannot_be_stored_keeps_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_parked", lambda one: one.name != "b")
+    shelf = Takes()
+    members, made = tiers(Limits(host=0, stores=True), shelf)
+    closed: list[str] = []
+    for member in members[1:3]:
+        member.closers[1] = functools.partial(closed.append, member.name)
+    asyncio.run(made._make_room(0))
+    assert closed == ["c"] and shelf.took == ["c", "d"]
+    members[1].known, members[1].kept = container("called"), 0.0
+    asyncio.run(made._make_room(0))
+    assert closed == ["c"] and members[1].unstored == "b is called called"
 
 
 @pytest.mark.usefixtures("each_holds_a_gib")
@@ -248,6 +269,7 @@ def test_one_that_fails_to_come_back_stays_stored(monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_who_would_come_back_as_it_was_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "is_parked", lambda one: False)
     with pytest.raises(ConflictError, match="is not parked"):
         Shelf(None, print).put(container("a"))
     monkeypatch.setattr(gpu, "is_parked", lambda one: True)
