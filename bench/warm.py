@@ -4,7 +4,7 @@
 
     python -m bench.warm [--mib 256] [--rounds 5] [--timeline DIR] [--before CHECKOUT]     in fresh test nodes (root)
 
-The server is a Python program in podman that imports two hundred modules and computes tables of --mib MiB before it
+The server is a Python program in podman that imports two hundred modules and computes --mib MiB of tables before it
 listens (real work). It is baked on one node. On another, which has its base image, it is started from scratch and
 restored in turns: from a registry on a third node; from the local store with nothing of it in the page cache; from the
 store in the page cache (`cryoci warm`); from memory (`cryoci warm --to tmpfs`); from a directory. Time runs
@@ -30,22 +30,22 @@ from tests.nodes.namespace import NamespaceNode
 
 SERVER = """
 import array, hashlib, http.server, pkgutil, importlib
-for found in list(pkgutil.iter_modules(importlib.import_module("encodings").__path__)):
+names = "asyncio email.mime.text xml.dom.minidom unittest ctypes decimal difflib html.entities logging.handlers \\
+multiprocessing pdb pydoc tarfile urllib.request zipfile concurrent.futures statistics doctest".split()
+names += ["encodings." + found.name for found in pkgutil.iter_modules(importlib.import_module("encodings").__path__)]
+for name in names:
     try:
-        importlib.import_module("encodings." + found.name)
+        importlib.import_module(name)
     except ImportError:
-        pass  # of other systems
-for name in "asyncio email.mime.text xml.dom.minidom unittest ctypes decimal difflib html.entities logging.handlers \\
-multiprocessing pdb pydoc sqlite3 ssl tarfile urllib.request zipfile concurrent.futures statistics doctest".split():
-    importlib.import_module(name)
+        pass  # of other systems, or without its library
 tables = []
 for number in range(MIB):
     seed = hashlib.sha256(str(number).encode()).digest()
     block = bytearray()
-    while len(block) < 1 << 18:
+    while len(block) < 1 << 20:
         seed = hashlib.sha256(seed).digest()
         block += seed
-    tables.append(bytes(block) * 4)
+    tables.append(bytes(block))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = hashlib.sha256(tables[-1] + tables[0]).hexdigest().encode()
@@ -121,6 +121,10 @@ def main() -> None:
     )
     parser.add_argument("--mib", type=int, default=256, help="of tables that the server computes")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runtime", default="cryoci-runtime", help="of podman")
+    parser.add_argument(
+        "--before", type=Path, metavar="DIR", help="a checkout of another cryoci, to compare with"
+    )
     parser.add_argument(
         "--timeline", type=Path, metavar="DIR", help="keep a timeline of each way's last round"
     )
@@ -135,15 +139,8 @@ def main() -> None:
             one.run(["podman", "pull", "--quiet", base])
         image = f"{registry}/warm/served:1"
         run = [base, "python3", "-c", server]
-        bake = [
-            "cryoci",
-            "bake",
-            "--json",
-            f"--name={NAME}",
-            "--ready-http=http://127.0.0.1:8000/",
-            "-o",
-            image,
-        ]
+        bake = ["cryoci", "bake", "--json", f"--name={NAME}", "--ready-http=http://127.0.0.1:8000/"]
+        bake += ["-o", image, f"--podman=--runtime={options.runtime}"]
         baked = json.loads(first.run([*bake, *run], timeout=600).stdout)
         node.run(["cryoci", "warm", image])
         node.run(["cryoci", "pull", image, "/srv/served"])
@@ -163,15 +160,8 @@ def main() -> None:
         ]
         if options.before:
             copy(options.before, node.path("/srv/before"))
-            other = [
-                "env",
-                "PYTHONPATH=/srv/before",
-                "python3",
-                "-m",
-                "cryoci.cli.main",
-                *restore[1:],
-                local,
-            ]
+            python = node.sh("sed -n '1s/^#!//p' \"$(command -v cryoci)\"").strip()
+            other = ["env", "PYTHONPATH=/srv/before", python, "-m", "cryoci.cli.main", *restore[1:], local]
             ways.append(Way("page cache, before", other, lambda: node.run(["cryoci", "warm", local])))
         answers = set()
         for number in range(options.rounds):

@@ -194,7 +194,8 @@ def opened(directory: Path, image: str = "") -> Iterator[Partial]:
             finally:
                 partial.close()
             os.rename(partial.files, directory)
-            files.sync_directory(directory.parent)
+            if not files.passing(directory):  # the file system would write out all of it first
+                files.sync_directory(directory.parent)
         finally:
             shutil.rmtree(place, ignore_errors=True)
     finally:

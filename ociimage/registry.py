@@ -11,10 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
-
-import requests
-import urllib3
 
 from cryoci.errors import IntegrityError, RegistryError
 from cryoci.ociimage import blob, journal, nearby, strictjson, transport, upload
@@ -30,6 +28,9 @@ from cryoci.ociimage.manifest import (
 )
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
+
+if TYPE_CHECKING:
+    import requests
 
 SMALL = 1 << 20  # bytes; a blob up to this is hashed before it is sent, and skipped when it is there
 MAX_TAGS = 100_000
@@ -148,6 +149,9 @@ class Registry:
         if (near := nearby.chunks(self.near, descriptor, start)) is not None:
             yield from near
             return
+        import requests
+        import urllib3
+
         url, what = f"{self._path}/blobs/{descriptor.digest}", f"download blob {descriptor.digest}"
         offset, tries = start, 0
         while True:
@@ -199,6 +203,9 @@ class Registry:
 
     def _read_manifest(self, reference: str) -> tuple[requests.Response, bytes]:
         """The answer and its body, asked for again when it breaks off."""
+        import requests
+        import urllib3
+
         what = f"fetch {self.host}/{self.repository}:{reference}"
         for left in reversed(range(self.transport.options.attempts)):
             answer = self.transport.request(

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import ssl
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-import requests
-import urllib3
-
-from cryoci.errors import ConfigError, CryociError, NotFoundError, RegistryError
+from cryoci.errors import CryociError, NotFoundError, RegistryError
 from cryoci.ociimage import credentials, registries, strictjson
+
+if TYPE_CHECKING:  # imported when a registry is asked: restores out of a store need no HTTP
+    import requests
+
+    from cryoci.ociimage.session import Session
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 MAX_PAUSE = 30.0  # seconds, also for a Retry-After
@@ -54,24 +54,6 @@ class LostError(RegistryError):
         self.pause = pause
 
 
-class _Session(requests.Session):
-    """Timeouts on everything, no .netrc, no redirect from https to http."""
-
-    timeouts: tuple[float, float] = (10.0, 120.0)
-
-    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
-        if kwargs.get("timeout") is None:
-            kwargs["timeout"] = self.timeouts
-        return super().send(request, **kwargs)
-
-    def get_redirect_target(self, resp: requests.Response) -> str | None:
-        target = super().get_redirect_target(resp)
-        plain = target is not None and urljoin(resp.url, target).startswith("http:")
-        if plain and resp.url.startswith("https:"):
-            raise RegistryError(f"{urlsplit(resp.url).netloc} redirects to unencrypted {str(target)[:200]}")
-        return target
-
-
 class Transport:
     """Requests to the registry at `host` on behalf of one repository. May be used from several threads."""
 
@@ -90,10 +72,14 @@ class Transport:
         self._auth: credentials.Authenticator | None = None
         self._login = threading.Lock()
 
-    def _new_session(self) -> _Session:
-        session = _Session()
+    def _new_session(self) -> Session:
+        import urllib3
+
+        from cryoci.ociimage.session import Adapter, Session, no_auth
+
+        session = Session()
         session.timeouts = (self.options.connect_timeout, self.options.read_timeout)
-        session.auth = _no_auth  # else requests looks into ~/.netrc
+        session.auth = no_auth  # else requests looks into ~/.netrc
         session.verify = self._verify
         if self._verify is False:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it was asked for
@@ -104,9 +90,9 @@ class Transport:
         if self._loopback:
             session.trust_env = False  # a proxy cannot reach our loopback
         known = registries.certificates(self.host)
-        session.mount("http://", _Adapter(()))
-        session.mount(f"https://{self.host}/", _Adapter(known.authorities))
-        session.mount("https://", _Adapter(()))
+        session.mount("http://", Adapter(()))
+        session.mount(f"https://{self.host}/", Adapter(known.authorities))
+        session.mount("https://", Adapter(()))
         if known.client:
             session.cert = (str(known.client[0]), str(known.client[1]))
         return session
@@ -210,6 +196,8 @@ class Transport:
         return url
 
     def _answer(self, response: requests.Response, used: str | None) -> bool:
+        import requests
+
         assert self._auth is not None
         try:
             with self._login:
@@ -226,6 +214,9 @@ class Transport:
         data: bytes | Iterator[memoryview] | None,
         stream: bool,
     ) -> requests.Response:
+        import requests
+        import urllib3
+
         sent = dict(headers)
         if self._auth is not None and self._auth.header and _origin(url) == _origin(self.base):
             sent["Authorization"] = self._auth.header
@@ -300,30 +291,6 @@ def is_insecure(host: str, repository: str, conf: Path | None = None) -> bool:
     return registries.find(host, repository, conf).insecure
 
 
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Connections that trust the authorities of certs.d beside those of the system."""
-
-    def __init__(self, authorities: tuple[Path, ...]) -> None:
-        self._context: ssl.SSLContext | None = None
-        if authorities:
-            self._context = ssl.create_default_context()
-            for path in authorities:
-                try:
-                    self._context.load_verify_locations(path)
-                except OSError as e:
-                    raise ConfigError(f"{path} is no certificate in PEM: {e}", hint="repair it") from e
-        super().__init__(pool_maxsize=16)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        if self._context is not None:
-            kwargs["ssl_context"] = self._context
-        super().init_poolmanager(*args, **kwargs)
-
-
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
-
-
 def _origin(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return parts.scheme, parts.netloc.lower()
@@ -357,6 +324,8 @@ def _retry_after(answer: requests.Response) -> float | None:
     text = answer.headers.get("Retry-After", "")
     if text.isdigit():
         return float(text)
+    from email.utils import parsedate_to_datetime
+
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError):

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
-
-import requests
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
 from cryoci.errors import ImageError, NotFoundError, RegistryError
 from cryoci.ociimage import blob, transport
 from cryoci.ociimage.journal import Journal
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.transport import LostError
+
+if TYPE_CHECKING:
+    import requests
 
 PIECE = 256 << 10  # bytes of one HTTP chunk
 OCTETS = {"Content-Type": "application/octet-stream"}
@@ -246,4 +248,4 @@ def location(answer: requests.Response) -> str:
     location = answer.headers.get("Location")
     if not location:
         raise RegistryError(f"{urlsplit(answer.url or '').netloc} gave no Location for an upload")
-    return requests.compat.urljoin(answer.url or "", location)
+    return urljoin(answer.url or "", location)

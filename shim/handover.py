@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a checkpoint that comes to `cryoci-runtime restore` beside its engine.
 
-podman restores out of an archive, which it unpacks: memory would be written twice more before CRIU reads it. So
-`cryoci restore` leaves the large files of memory out of the archive and offers them here; the runtime below podman
-links them into CRIU's image directory.
+podman restores out of an archive, which it reads twice and unpacks: memory would be written twice more before CRIU
+reads it. So `cryoci restore` leaves the large files of memory out of the archive and offers them here; the runtime
+below podman links them into CRIU's image directory, or copies them where that is on another file system.
 
     /run/cryoci/handover/TOKEN      {"directory": DIR, "names": [NAME, ...]}    for as long as the restore runs
 
@@ -13,6 +13,7 @@ that somebody else has made names nothing by it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from cryoci.errors import RestoreError
+from cryoci import trace
+from cryoci.errors import RestoreError, SpaceError
 from cryoci.files import read_json, write_json
 from cryoci.shim import paths
 
@@ -34,20 +36,15 @@ _LIMIT = 16 << 20  # bytes of a bundle's config.json
 
 
 @contextmanager
-def offered(images: str, near: str, annotations: MutableMapping[str, Any]) -> Iterator[frozenset[str]]:
+def offered(images: str, annotations: MutableMapping[str, Any]) -> Iterator[frozenset[str]]:
     """Offer the large files of memory in `images` for the time of a with block; yields their names.
 
-    None where they cannot be linked into `near`, the directory of the engine's containers, or where somebody other
-    than root could still change them. Notes the token in `annotations`.
+    None where somebody other than root could still change them. Notes the token in `annotations`.
     """
     annotations.pop(ANNOTATION, None)
     names = frozenset(name for name in sorted(os.listdir(images)) if _is_large(f"{images}/{name}", name))
     token = secrets.token_hex(16)
-    if (
-        not names
-        or not _is_private(images)
-        or not _links(f"{images}/{min(names)}", f"{near}/.cryoci-{token}")
-    ):
+    if not names or not _is_private(images):
         yield frozenset()
         return
     place = f"{_base()}/{token}"
@@ -61,9 +58,9 @@ def offered(images: str, near: str, annotations: MutableMapping[str, Any]) -> It
 
 
 def take(images: str, spec: str) -> None:
-    """Link what is offered to the container whose specification is the file `spec` into `images`.
+    """Link or copy what is offered to the container whose specification is the file `spec` into `images`.
 
-    Raises RestoreError when that cannot be done.
+    Raises RestoreError, SpaceError.
     """
     try:
         if not os.listdir(_base()):
@@ -79,16 +76,44 @@ def take(images: str, spec: str) -> None:
         return  # of an earlier restore: this archive has it all
     except (OSError, ValueError) as e:
         raise RestoreError(f"the memory of the checkpoint cannot be found: {e}", hint="try again") from e
-    for name in offer["names"]:
-        try:
-            os.link(f"{offer['directory']}/{name}", f"{images}/{name}", follow_symlinks=False)
-        except FileExistsError:
-            continue
-        except OSError as e:
-            raise RestoreError(
-                f"{name} of the checkpoint could not be linked to {images}: {e.strerror}",
-                hint="see that both are on one file system: $TMPDIR and podman's storage",
-            ) from e
+    with trace.span("take over memory", bytes=0) as taken:
+        for name in offer["names"]:
+            target = f"{images}/{name}"
+            try:
+                _bring(f"{offer['directory']}/{name}", target)
+                taken["bytes"] += os.stat(target).st_size
+            except OSError as e:
+                if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise SpaceError(
+                        f"no space left in {images} for {name} of the checkpoint",
+                        hint="make room there: podman image prune, podman system df",
+                    ) from e
+                raise RestoreError(
+                    f"{name} of the checkpoint could not be brought to {images}: {e.strerror}",
+                    hint="see who else uses cryoci's scratch directory: /var/lib/cryoci/tmp, or $TMPDIR",
+                ) from e
+
+
+def _bring(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        return
+    except OSError as e:
+        if e.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+            raise
+        import shutil
+
+        with open(source, "rb", opener=_no_link) as ours, open(target, "xb", opener=_private) as theirs:
+            shutil.copyfileobj(ours, theirs, 1 << 20)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _base() -> str:
@@ -114,13 +139,3 @@ def _is_large(path: str, name: str) -> bool:
 def _is_private(directory: str) -> bool:
     found = os.stat(directory)
     return found.st_uid == os.geteuid() and not found.st_mode & 0o022
-
-
-def _links(path: str, probe: str) -> bool:
-    """Whether a file can be linked there: not to another file system, nor to another mount of the same."""
-    try:
-        os.link(path, probe, follow_symlinks=False)
-    except OSError:
-        return False
-    os.unlink(probe)
-    return True

@@ -90,12 +90,10 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:
         undo.callback(_clean, before, volumes)
-        containers = Path(storage["graphRoot"]) / "overlay-containers"
         with ExitStack() as held:
             left = frozenset[str]()
             if used == _OURS:  # a plain runtime knows nothing of what is not in the archive
-                noted = config["spec"]["annotations"]
-                left = held.enter_context(handover.offered(images, str(containers), noted))
+                left = held.enter_context(handover.offered(images, config["spec"]["annotations"]))
             archive = held.enter_context(scratch("import.")) / "archive.tar"
             with trace.timed(seconds, "archive"):
                 _write_archive(directory, config, archive, left)
@@ -106,7 +104,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
             with trace.timed(seconds, "restore"):
-                _import(argv, name, containers)
+                _import(argv, name, Path(storage["graphRoot"]))
         made = _running(name, devices, network=foreign)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
@@ -292,8 +290,8 @@ def _write_archive(directory: Path, config: dict[str, Any], archive: Path, left:
                 tar.add(directory / folder, folder, filter=wanted)
 
 
-def _import(argv: list[str], name: str, containers: Path) -> None:
-    with watching(containers) as watch:
+def _import(argv: list[str], name: str, storage: Path) -> None:
+    with watching(storage / "overlay-containers") as watch:
         result = whole(argv)
         watch.stop()
         if result.returncode == 0:
@@ -306,7 +304,7 @@ def _import(argv: list[str], name: str, containers: Path) -> None:
     said = result.stderr.decode(errors="replace").strip()
     if "no space left on device" in said.lower():
         raise SpaceError(
-            f"podman could not restore {name}: its storage {containers.parent} is full",
+            f"podman could not restore {name}: its storage {storage} is full",
             hint=f"make room there: podman image prune, podman system df ({said})",
         )
     raise RestoreError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import posix
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def spec(tmp_path: Path, annotations: dict[str, Any]) -> tuple[str, Path]:
 
 def test_what_is_large_is_linked(images: Path, tmp_path: Path) -> None:
     noted: dict[str, Any] = {handover.ANNOTATION: "stale"}
-    with handover.offered(str(images), str(tmp_path / "containers"), noted) as names:
+    with handover.offered(str(images), noted) as names:
         assert names == NAMES
         assert (tmp_path / "run/handover").stat().st_mode & 0o777 == 0o700
         config, target = spec(tmp_path, noted)
@@ -54,15 +55,22 @@ def test_what_is_large_is_linked(images: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "containers").iterdir()] == ["id"]
 
 
-def test_nothing_is_offered_where_it_cannot_be_linked(images: Path, tmp_path: Path) -> None:
+def test_another_file_system_gets_copies(images: Path, tmp_path: Path) -> None:
+    noted: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other, handover.offered(str(images), noted):
+        config, target = spec(Path(other), noted)
+        assert target.stat().st_dev != images.stat().st_dev
+        handover.take(str(target), config)
+        assert all((target / name).read_bytes() == LARGE for name in NAMES)
+        assert all((target / name).stat().st_nlink == 1 for name in NAMES)
+
+
+def test_nothing_is_offered_that_others_can_change(images: Path, tmp_path: Path) -> None:
     noted: dict[str, Any] = {handover.ANNOTATION: "stale"}
-    for near in (tmp_path / "nowhere", Path("/dev/shm")):
-        with handover.offered(str(images), str(near), noted) as names:
-            assert names == frozenset() and noted == {}
     images.chmod(0o770)
-    with handover.offered(str(images), str(tmp_path / "containers"), noted) as names:
+    with handover.offered(str(images), noted) as names:
         assert names == frozenset() and noted == {}
-    with handover.offered(str(tmp_path / "containers"), str(tmp_path / "containers"), noted) as names:
+    with handover.offered(str(tmp_path / "containers"), noted) as names:
         assert names == frozenset()
 
 
@@ -70,7 +78,7 @@ def test_nothing_is_offered_where_it_cannot_be_linked(images: Path, tmp_path: Pa
 def test_a_token_that_was_not_given_gets_nothing(images: Path, tmp_path: Path, token: object) -> None:
     config, target = spec(tmp_path, {handover.ANNOTATION: token})
     handover.take(str(target), config)  # nobody has offered anything
-    with handover.offered(str(images), str(tmp_path / "containers"), {}) as names:
+    with handover.offered(str(images), {}) as names:
         assert names == NAMES
         handover.take(str(target), config)
         Path(config).write_text("[")
@@ -78,10 +86,10 @@ def test_a_token_that_was_not_given_gets_nothing(images: Path, tmp_path: Path, t
     assert list(target.iterdir()) == []
 
 
-def test_a_link_that_fails_is_said(images: Path, tmp_path: Path) -> None:
+def test_what_is_gone_is_said(images: Path, tmp_path: Path) -> None:
     noted: dict[str, Any] = {}
-    with handover.offered(str(images), str(tmp_path / "containers"), noted):
+    with handover.offered(str(images), noted):
         config, target = spec(tmp_path, noted)
         (images / "pages-1.img").unlink()
-        with pytest.raises(RestoreError, match=r"pages-1\.img of the checkpoint could not be linked"):
+        with pytest.raises(RestoreError, match=r"pages-1\.img of the checkpoint could not be brought"):
             handover.take(str(target), config)

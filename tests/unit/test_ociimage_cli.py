@@ -108,6 +108,20 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     assert not {"requests", "oras", "rich", "backports.zstd", "jsonschema", "tarfile"} & set(loaded)
 
 
+def test_a_restore_out_of_a_store_loads_no_http_client() -> None:
+    """Nor others that only some restores need: each costs tens of milliseconds, and a warm start is about them."""
+    code = (
+        "import sys, cryoci.cli.restore\n"
+        "from cryoci.ociimage import archive, image, reference\n"
+        "from cryoci.ociimage.trust.policy import Gate\n"
+        "from cryoci.shim.engines.restore import restore\n"
+        "from cryoci.uses import incremental, reporting\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"requests", "http.client", "ssl", "oras", "rich", "cryptography"} & set(done.stdout.split())
+
+
 def test_units() -> None:
     assert [output.size(n) for n in (None, 0, 999, 1500, 123456789)] == [
         "?",
