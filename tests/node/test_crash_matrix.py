@@ -2,7 +2,8 @@
 """kill -9 of anybody at any point while memory is out of band. Each cell of docs/crash-matrix.md is a test of its own.
 
 A cell is what has to be left: `runs on`, `repaired` (it runs on after `cryoci repair`), `image` (the container is
-gone, and its checkpoint restores), `again` (the same command does it), or `ended` (killed before there was an image).
+gone, and its checkpoint restores), `again` (the same command does it), `whole` (it was done), or `ended` (killed
+before there was an image).
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Scene:
     def __init__(self, node: NamespaceNode) -> None:
         self.node, self.points = node, Points(node)
         self.alive: dict[str, Mosaic] = {}
+        self.saved: dict[str, tuple[int, dict[str, Any]]] = {}  # what each had told when it was saved
 
     def mosaic(self, kind: str) -> Mosaic:
         """It runs, and as it did before."""
@@ -130,7 +132,7 @@ def scene() -> Iterator[Scene]:
             made.end(kind)
 
 
-def of(*verbs: str) -> Any:
+def of(*verbs: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.verb in verbs], ids=str)
 
 
@@ -163,8 +165,10 @@ def test_checkpoint(scene: Scene, cell: Cell) -> None:
         assert scene.status(mosaic) == "running"
     else:
         # repair takes the journal of a container that is gone, and has nothing else to do
-        if mosaic.journal() is not None:
-            assert b"stopped" in node.run(["cryoci", "repair", mosaic.name], check=False).stderr
+        assert (
+            mosaic.journal() is None
+            or b"stopped" in node.run(["cryoci", "repair", mosaic.name], check=False).stderr
+        )
         assert mosaic.journal() is None
         left = "image" if scene.exists(f"{OUT}/cryoci.json") else "ended"
         if left == "image":
@@ -184,13 +188,15 @@ def test_restore(scene: Scene, cell: Cell) -> None:
     node, mosaic = scene.node, scene.mosaic(cell.kind)
     if not scene.exists(SAVED + cell.kind):
         node.run(["cryoci", "checkpoint", mosaic.name, "--rootfs=none", "-o", SAVED + cell.kind])
-        scene.saved = (mosaic.asked, mosaic.before)
+        scene.saved[cell.kind] = mosaic.asked, mosaic.before
     node.run(["cryoci-runtime", "delete", "-f", mosaic.name], check=False)
-    mosaic.asked, mosaic.before = scene.saved
+    mosaic.asked, mosaic.before = scene.saved[cell.kind]
     node.sh(f"rm -f {mosaic.base}/rootfs/data/*")
     log = "/var/lib/cryoci/tmp/restore-work.*/restore.log"
     halted = scene.points.halt(restoring(mosaic, SAVED + cell.kind), cell.point, log)
     halted.kill(scene.victim(cell.who, halted, mosaic))
+    if cell.who == "criu":  # runtimes wait for as long as one of its children lives
+        node.run(["pkill", "-KILL", "-f", "^criu: restore"], check=False)
     said = halted.end()
     status = scene.status(mosaic)
     if status in ("running", "paused"):
@@ -218,11 +224,11 @@ def test_flatten(scene: Scene, cell: Cell) -> None:
     halted = scene.points.halt(["cryoci", "flatten", thin], cell.point)
     halted.kill(halted.pid)
     halted.end()
-    node.run(["cryoci", "flatten", thin], check=cell.left == "again")
+    if cell.left == "again":
+        node.run(["cryoci", "flatten", thin])
     node.sh(f"rm -r {base}")
     node.run(["cryoci-runtime", "delete", "-f", mosaic.name])
     node.sh(f"rm -f {mosaic.base}/rootfs/data/*")
     scene.restore(mosaic, thin)
     mosaic.asked, mosaic.before = asked, before
     mosaic.must_be_as_before()
-    assert cell.left in ("again", "whole")
