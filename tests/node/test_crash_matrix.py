@@ -165,10 +165,8 @@ def test_checkpoint(scene: Scene, cell: Cell) -> None:
         assert scene.status(mosaic) == "running"
     else:
         # repair takes the journal of a container that is gone, and has nothing else to do
-        assert (
-            mosaic.journal() is None
-            or b"stopped" in node.run(["cryoci", "repair", mosaic.name], check=False).stderr
-        )
+        if mosaic.journal() is not None:
+            assert b"stopped" in node.run(["cryoci", "repair", mosaic.name], check=False).stderr
         assert mosaic.journal() is None
         left = "image" if scene.exists(f"{OUT}/cryoci.json") else "ended"
         if left == "image":
