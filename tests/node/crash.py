@@ -92,7 +92,12 @@ class Halted:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._criu, signal.SIGCONT)
         self.node.path("/srv/go").touch()
-        self.process.wait(60)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.node.run(["pkill", "-KILL", "-f", "^criu|/usr/sbin/runc|launcher.py"], check=False)
+            raise
         # a killed CRIU's own children ("criu: restore") may wait for it for ever
         at_work = ["pgrep", "-f", "launcher.py (checkpoint|restore) |^criu swrk"]
         end = time.monotonic() + 20
