@@ -29,7 +29,7 @@ from typing import IO, Literal
 from cryoci import durations
 from cryoci.errors import CryociError, HookError, UsageError
 from cryoci.shim import inside, record
-from cryoci.shim.engines.container import Container, adopt, runtime_argv
+from cryoci.shim.engines.container import Container, runtime_argv
 
 Kind = Literal["pre-checkpoint", "post-restore"]
 PREFIX = "io.cryoci."
@@ -160,7 +160,11 @@ def execute(container: Container, argv: tuple[str, ...], timeout: float) -> str:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     pid_file = directory / f"hook.{threading.get_ident()}.pid"
     command = runtime_argv(container.root, "exec", "--pid-file", str(pid_file), container.id, *argv)
-    adopted = adopt(container)
+    with container.known():
+        return _run(command, pid_file, timeout)
+
+
+def _run(command: list[str], pid_file: Path, timeout: float) -> str:
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -181,8 +185,6 @@ def execute(container: Container, argv: tuple[str, ...], timeout: float) -> str:
             _end(process, pid_file)
         listener.join(0.5)  # what it left in the background may hold the pipe
         pid_file.unlink(missing_ok=True)
-        if adopted is not None:
-            adopted.disown()
     if status == 0:
         return ""
     return bytes(said).decode(errors="replace").strip() or f"it ended with status {status}"

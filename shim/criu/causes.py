@@ -190,7 +190,7 @@ CORE: tuple[Known, ...] = (
         "NVIDIA/nvcf#225",
         r"anon_inode:\[io_uring\]|parasite\.c:\d+\): send_fds failed \(-22\)",  # EINVAL: none may be sent (6.7)
         "a process of the container uses io_uring, which CRIU cannot dump",
-        "turn io_uring off in the application (libuv: UV_USE_IO_URING=0) or by kernel.io_uring_disabled=2",
+        "forbid it by seccomp or kernel.io_uring_disabled=2 (libuv 1.50 does not obey UV_USE_IO_URING=0)",
         "dump",
     ),
     Known(

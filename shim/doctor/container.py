@@ -79,7 +79,7 @@ def io_uring(subject: Subject) -> Check:
     name, tested = "container.io-uring", "no process uses io_uring"
     for fd in subject.fds:
         if "[io_uring]" in fd.target:
-            fix = "turn it off in the application (libuv: UV_USE_IO_URING=0), or sysctl kernel.io_uring_disabled=2"
+            fix = "forbid it by seccomp or kernel.io_uring_disabled=2 (libuv 1.50 does not obey UV_USE_IO_URING=0)"
             return Check(name, tested, "fail", f"process {fd.pid}, descriptor {fd.number}", fix)
     return Check(name, tested, "ok", "none")
 

@@ -9,13 +9,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryoci.command import describe
 from cryoci.errors import ConflictError, NotFoundError, ToolError
-from cryoci.shim import record
+from cryoci.shim.engines.adopted import adopted
 from cryoci.shim.engines.interrupt import whole
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launcher.py"
@@ -68,15 +69,15 @@ class Container:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run cryoci-runtime VERB OPTIONS ID AFTER on this container. Raises ToolError with what it said."""
         argv = runtime_argv(self.root, verb, *options, self.id, *after)
-        adopted = adopt(self)
-        try:
+        with self.known():
             result = whole(argv)
-        finally:
-            if adopted is not None:
-                adopted.disown()
         if check and result.returncode != 0:
             raise ToolError(describe(argv, result))
         return result
+
+    def known(self) -> AbstractContextManager[None]:
+        """cryoci-runtime knows which runtime made the container, within a with block. Raises OSError."""
+        return adopted(self.root, self.id, self.runtime, os.fspath(self.bundle))
 
     def state(self) -> dict[str, Any]:
         """The runtime's state of the container (runtime-spec, "State"). Raises NotFoundError."""
@@ -108,18 +109,6 @@ def runtime_argv(root: str | None, verb: str, *words: str) -> list[str]:
     if root is not None:
         argv += ["--root", root]
     return [*argv, verb, *words]
-
-
-def adopt(container: Container) -> record.Record | None:
-    """Tell cryoci-runtime which runtime made a container that was not created through it.
-
-    Returns the temporary record (to be disowned after the call), None when the container has its own.
-    """
-    known = record.Record(container.root, container.id)
-    if known.exists:
-        return None
-    known.save(container.runtime, {"bundle": os.fspath(container.bundle), "adopted": True}, "")
-    return known
 
 
 def overlay_at(path: Path, mountinfo: Sequence[str] | None = None) -> Overlay | None:

@@ -92,11 +92,18 @@ class Halted:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._criu, signal.SIGCONT)
         self.node.path("/srv/go").touch()
-        self.process.wait(60)
-        while self.node.run(
-            ["pgrep", "-f", "launcher.py (--root|checkpoint|restore)|^criu"], check=False
-        ).stdout:
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.node.run(["pkill", "-KILL", "-f", "^criu|/usr/sbin/runc|launcher.py"], check=False)
+            raise
+        # a killed CRIU's own children ("criu: restore") may wait for it for ever
+        at_work = ["pgrep", "-f", "launcher.py (checkpoint|restore) |^criu swrk"]
+        end = time.monotonic() + 20
+        while self.node.run(at_work, check=False).stdout and time.monotonic() < end:
             time.sleep(0.02)
+        self.node.run(["pkill", "-KILL", "-f", "^criu"], check=False)
         said = b""
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None

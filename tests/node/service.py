@@ -19,13 +19,28 @@ PROGRAMS = Path(__file__).with_name("services")
 class Service:
     """A container of one service, with nothing left of it after the with block."""
 
-    def __init__(self, node: NamespaceNode, kind: str, name: str, argv: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        node: NamespaceNode,
+        kind: str,
+        name: str,
+        argv: tuple[str, ...],
+        *,
+        root: str = services.DEBIAN,
+        programs: tuple[str, ...] = (),
+    ) -> None:
         self.node, self.kind, self.name, self.argv = node, kind, f"{name}-{kind}", argv
+        self.root, self.programs = root, programs
         self.base = f"/srv/{self.name}"
 
     def __enter__(self) -> Service:
         self.configure("criu")
-        services.bundle(self.node, self.base, self.argv)
+        services.bundle(self.node, self.base, self.argv, root=self.root)
+        for program in self.programs:  # into /data
+            source = PROGRAMS / program
+            if source.suffix == ".c":
+                source = services.compiled(source)
+            self.node.write(f"{self.base}/rootfs/data/{source.name}", source.read_bytes())
         argv = ["cryoci-runtime", "run", "-d", "-b", self.base, self.name]
         workload.detach(self.node, argv, f"{self.base}/log")
         return self
@@ -73,7 +88,8 @@ class Client:
     def __init__(self, node: NamespaceNode, program: str, *argv: str) -> None:
         node.write(f"/srv/{program}", (PROGRAMS / program).read_text())
         words = ["python3", f"/srv/{program}", *argv]
-        self.process = node.popen(words, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        env = {"PYTHONPATH": f"{services.PYTHON}{services.WHEELS}"}
+        self.process = node.popen(words, stdin=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
 
     def __enter__(self) -> Client:
         return self

@@ -2,7 +2,8 @@
 """kill -9 of anybody at any point while memory is out of band. Each cell of docs/crash-matrix.md is a test of its own.
 
 A cell is what has to be left: `runs on`, `repaired` (it runs on after `cryoci repair`), `image` (the container is
-gone, and its checkpoint restores), `again` (the same command does it), or `ended` (killed before there was an image).
+gone, and its checkpoint restores), `again` (the same command does it), `whole` (it was done), or `ended` (killed
+before there was an image).
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ NOT_RUN = ("-", "″")  # no such process then; as in a row above
 
 @dataclass(frozen=True)
 class Cell:
-    """Kill `who` at `point` of `verb` under `kind`, and this must be left."""
+    """Kill `who` at `point` of `verb` under `kind`, with a journal of that state, and this must be left."""
 
     kind: str
     verb: str
     point: str
+    journal: str
     who: str
     left: str
 
@@ -59,10 +61,9 @@ def cells(text: str) -> list[Cell]:
             if not columns:
                 columns = words
             elif point := re.match(r"`(\w+)`", words[0]):
-                pairs = zip(columns[2:], words[2:], strict=True)
-                found += [
-                    Cell(kind, verb, point[1], who, left) for who, left in pairs if left not in NOT_RUN
-                ]
+                pairs = list(zip(columns[2:], words[2:], strict=True))
+                pairs = [pair for pair in pairs if pair[1] not in NOT_RUN]
+                found += [Cell(kind, verb, point[1], words[1], who, left) for who, left in pairs]
     return found
 
 
@@ -82,10 +83,13 @@ class Scene:
     def __init__(self, node: NamespaceNode) -> None:
         self.node, self.points = node, Points(node)
         self.alive: dict[str, Mosaic] = {}
+        self.saved: dict[str, tuple[int, dict[str, Any]]] = {}  # what each had told when it was saved
 
     def mosaic(self, kind: str) -> Mosaic:
         """It runs, and as it did before."""
         configure(self.node, kind)
+        if kind in self.alive and self.status(self.alive[kind]) != "running":  # an earlier test has failed
+            self.end(kind)
         if kind not in self.alive:
             made = Mosaic(self.node, kind, 4, mib=8)
             made.__enter__()
@@ -106,6 +110,12 @@ class Scene:
         if who == "container":
             return int(json.loads(self.node.run([mosaic.kind, "state", mosaic.name]).stdout)["pid"])
         return int(self.node.run(["pgrep", "-o", "-f", WHO[who]]).stdout)
+
+    def halt(self, cell: Cell, argv: list[str], log: str = "") -> Halted:
+        """Run a command to where somebody is to be killed; the journal is what the page says."""
+        halted = self.points.halt(argv, cell.point, log)
+        assert (self.alive[cell.kind].journal() or {"state": "none"})["state"] == cell.journal
+        return halted
 
     def exists(self, path: str) -> bool:
         return self.node.run(["test", "-e", path], check=False).returncode == 0
@@ -130,7 +140,7 @@ def scene() -> Iterator[Scene]:
             made.end(kind)
 
 
-def of(*verbs: str) -> Any:
+def of(*verbs: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.verb in verbs], ids=str)
 
 
@@ -147,7 +157,7 @@ def test_checkpoint(scene: Scene, cell: Cell) -> None:
     if cell.point != "ending":
         argv += ["-R"]
     node.sh(f"rm -rf {OUT}")
-    halted = scene.points.halt(argv, cell.point, f"{OUT}/dump.log")
+    halted = scene.halt(cell, argv, f"{OUT}/dump.log")
     halted.kill(scene.victim(cell.who, halted, mosaic))
     if cell.who == "cryoci" and mosaic.journal() and not halted.gone:
         refused = node.run(["cryoci", "repair", mosaic.name], check=False)
@@ -184,13 +194,15 @@ def test_restore(scene: Scene, cell: Cell) -> None:
     node, mosaic = scene.node, scene.mosaic(cell.kind)
     if not scene.exists(SAVED + cell.kind):
         node.run(["cryoci", "checkpoint", mosaic.name, "--rootfs=none", "-o", SAVED + cell.kind])
-        scene.saved = (mosaic.asked, mosaic.before)
+        scene.saved[cell.kind] = mosaic.asked, mosaic.before
     node.run(["cryoci-runtime", "delete", "-f", mosaic.name], check=False)
-    mosaic.asked, mosaic.before = scene.saved
+    mosaic.asked, mosaic.before = scene.saved[cell.kind]
     node.sh(f"rm -f {mosaic.base}/rootfs/data/*")
     log = "/var/lib/cryoci/tmp/restore-work.*/restore.log"
-    halted = scene.points.halt(restoring(mosaic, SAVED + cell.kind), cell.point, log)
+    halted = scene.halt(cell, restoring(mosaic, SAVED + cell.kind), log)
     halted.kill(scene.victim(cell.who, halted, mosaic))
+    if cell.who == "criu":  # runtimes wait for as long as one of its children lives
+        node.run(["pkill", "-KILL", "-f", "^criu: restore"], check=False)
     said = halted.end()
     status = scene.status(mosaic)
     if status in ("running", "paused"):
@@ -215,14 +227,14 @@ def test_flatten(scene: Scene, cell: Cell) -> None:
     node.run([*argv, base])
     node.run([*argv, thin, "--incremental", "--thin", "--parent", base])
     asked, before = mosaic.asked, mosaic.before
-    halted = scene.points.halt(["cryoci", "flatten", thin], cell.point)
+    halted = scene.halt(cell, ["cryoci", "flatten", thin])
     halted.kill(halted.pid)
     halted.end()
-    node.run(["cryoci", "flatten", thin], check=cell.left == "again")
+    if cell.left == "again":
+        node.run(["cryoci", "flatten", thin])
     node.sh(f"rm -r {base}")
     node.run(["cryoci-runtime", "delete", "-f", mosaic.name])
     node.sh(f"rm -f {mosaic.base}/rootfs/data/*")
     scene.restore(mosaic, thin)
     mosaic.asked, mosaic.before = asked, before
     mosaic.must_be_as_before()
-    assert cell.left in ("again", "whole")

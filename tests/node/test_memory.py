@@ -291,25 +291,6 @@ def test_a_plain_restore_fails_and_says_why_until_it_is_materialized(node: Names
         node.sh("rmdir /usr/lib/criu")
 
 
-def test_kill_9_of_criu_leaves_the_container_running(node: NamespaceNode) -> None:
-    """As CRIU begins. Later its own code runs in the processes, and may end them with it: under plain CRIU too."""
-    with Mosaic(node, "runc", 10, mib=30) as mosaic:
-        real = node.sh("command -v criu").strip()
-        script = f"""#!/bin/sh
-            case $1 in swrk) ;; *) exec {real} "$@" ;; esac
-            {real} "$@" & pid=$!
-            while kill -0 $pid && [ ! -s {mosaic.images}/dump.log ]; do sleep 0.005; done
-            kill -9 $pid; exit 1
-        """
-        node.write("/srv/bin/criu", script, mode=0o755)
-        argv = ["cryoci-runtime", "checkpoint", "--image-path", mosaic.images, mosaic.name]
-        path = "/srv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        failed = node.run(argv, check=False, env={"PATH": path})
-        assert failed.returncode != 0
-        assert mosaic.journal() is None, failed.stderr.decode()
-        mosaic.must_be_as_before()
-
-
 def test_a_container_that_dies_meanwhile_leaves_no_journal(node: NamespaceNode) -> None:
     with Mosaic(node, "runc", 11, mib=30) as mosaic:
         node.write("/srv/dies/criu", "#!/bin/sh\npkill -9 -f mosaic.py; sleep 0.1; exit 1\n", mode=0o755)

@@ -67,3 +67,86 @@ def test_redis_under_load_loses_no_acknowledged_write(node: NamespaceNode, kind:
             redis.checkpoint("parallel")
             redis.restore()
             assert client.ask("digest") == quiet
+
+
+def served(service: Service, program: str, port: int, *, least: int) -> None:
+    """A web service under load: no request fails, and no answer is another than before."""
+    with Client(service.node, program, str(port)) as client:
+        client.ask("load")
+        for engine in ENGINES[:2]:
+            asked = goes_on(client, 0)
+            moved = service.checkpoint(engine)
+            assert engine == "criu" or moved >= least
+            service.restore()
+            goes_on(client, asked)
+        told = client.ask("stop")
+        assert (told["wrong"], told["error"]) == (0, "")
+
+
+def listening(service: Service, port: int) -> None:
+    """Wait until something listens on a port of the node."""
+    until(lambda: service.node.sh(f"ss -Htln 'sport = :{port}'") or None)
+
+
+@both
+def test_postgres_under_load_loses_no_committed_row(node: NamespaceNode, kind: str) -> None:
+    """And a transaction that is open meanwhile goes on; its rows are sorted in memory that moves out of band."""
+    program = "/usr/lib/postgresql/17/bin"
+    settings = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c jit=off"
+    script = f"""
+        mkdir /data/db; chown 1000 /data/db
+        export LD_PRELOAD=/data/library.so
+        {program}/initdb -D /data/db -A trust -U postgres --no-sync --no-locale >/data/log
+        exec {program}/postgres -D /data/db {settings}
+    """
+    argv = ("/bin/sh", "-euc", script)
+    with Service(node, kind, "postgres", argv, programs=("user.c",)) as postgres:
+        listening(postgres, 5432)
+        until(lambda: "accepting" in postgres.execute(f"{program}/pg_isready", "-h", "127.0.0.1") or None)
+        with Client(node, "postgres_client.py", "5432") as client:
+            client.ask("sort")
+            client.ask("load")
+            for engine in ENGINES:
+                written = goes_on(client, 0)
+                moved = postgres.checkpoint(engine)
+                assert engine == "criu" or moved >= 20
+                postgres.restore()
+                goes_on(client, written)
+            assert client.ask("rest")["sorted"]
+            client.ask("stop")
+            checked = client.ask("check")
+            assert (checked["there"], checked["error"]) == (checked["written"], "")
+
+
+@both
+def test_node_js_under_load(node: NamespaceNode, kind: str) -> None:
+    argv = ("node", "/data/web_server.js", "8000")
+    with Service(node, kind, "nodejs", argv, programs=("web_server.js",)) as server:
+        listening(server, 8000)
+        served(server, "web_client.py", 8000, least=40)
+
+
+def test_a_model_server_of_python_under_load(node: NamespaceNode) -> None:
+    argv = ("python3", "/data/model_server.py", "8001")
+    programs = ("model_server.py",)
+    with Service(node, "runc", "model", argv, root=services.PYTHON, programs=programs) as server:
+        listening(server, 8001)
+        served(server, "web_client.py", 8001, least=30)
+
+
+def test_a_jupyter_kernel_keeps_its_variables_and_its_running_cell(node: NamespaceNode) -> None:
+    argv = ("python3", "-m", "ipykernel_launcher", "-f", "/data/kernel.json")
+    with (
+        Service(node, "runc", "jupyter", argv, root=services.PYTHON) as kernel,
+        Client(node, "kernel_client.py", f"{kernel.base}/rootfs/data/kernel.json") as client,
+    ):
+        digest = "hashlib.sha256(x).hexdigest()"
+        told = client.ask(f"import hashlib, os, time; x = os.urandom(40 << 20); print({digest})")["said"]
+        assert len(told) == 65
+        for n, engine in enumerate(ENGINES[:2]):
+            client.ask(f"begin [time.sleep(0.01) for _ in range(100)]; print('cell', {n})")
+            moved = kernel.checkpoint(engine)
+            assert engine == "criu" or moved >= 40
+            kernel.restore()
+            answer = client.ask(f"print({digest})")
+            assert answer == {"before": f"cell {n}\n", "said": told}

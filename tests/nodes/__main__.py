@@ -15,7 +15,8 @@ STEPS = (
     ("cryoci", tree.checkout),
     ("workload", workload.layer),
     ("machine image", machine.image),
-    ("services", services.rootfs),
+    ("services", services.debian),
+    ("in Python", services.python),
     ("kubectl", kubectl.package),
     ("CUDA plugin", cuda_plugin.directory),
 )

@@ -208,11 +208,21 @@ def source_digest() -> str:
     return total.hexdigest()
 
 
-def mmdebstrap(path: Path, packages: Iterable[str], *, variant: str, source: str | None = None) -> None:
-    """Make a Debian tree at `path` from the host's own mirror and proxy, with the tar of a `source` package in it."""
+def mmdebstrap(
+    path: Path,
+    packages: Iterable[str],
+    *,
+    variant: str,
+    source: str | None = None,
+    exclude: Iterable[str] = (),
+) -> None:
+    """Make a Debian tree at `path` from the host's own mirror and proxy, without files like `exclude`.
+
+    The tar of a `source` package goes into it.
+    """
     require_root()
     program = which("mmdebstrap")
-    options = [f"--dpkgopt={o}" for o in _DPKG]
+    options = [f"--dpkgopt={o}" for o in (*_DPKG, *(f"path-exclude={pattern}" for pattern in exclude))]
     options += [f"--aptopt={key} {_quote(value)}" for key, value in apt_settings()]
     extra = [_OLD_CRIU, _NEW_COSIGN, _NEW_CONTAINERD] if variant == "minbase" else []
     hooks = [f"--setup-hook={_PINS}", *(f"--customize-hook={script}" for script in extra)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from cryoci.errors import ConflictError, NotFoundError, ToolError
 from cryoci.shim.engines import bare
-from cryoci.shim.engines.container import Overlay, adopt, overlay_at
+from cryoci.shim.engines.container import Overlay, overlay_at
 from cryoci.shim.record import Record
 from tests.unit.live_runtime import LiveRuntime, running
 
@@ -127,14 +128,52 @@ def test_call_carries_what_was_said(live: LiveRuntime) -> None:
 def test_adoption_is_temporary(live: LiveRuntime) -> None:
     """cryoci-runtime learns for one call which runtime made the container; its own record is not touched."""
     container = live.container()
-    adopted = adopt(container)
-    assert adopted is not None
-    assert Record(None, "web").exists
-    assert adopt(container) is None
-    adopted.remove()
-    assert not Record(None, "web").exists
+    record = Record(None, "web")
+    with container.known():
+        with container.known():
+            assert os.path.exists(f"{record.directory}/runtime")
+        assert os.path.exists(f"{record.directory}/runtime")
+    assert not os.path.exists(record.directory)
     container.call("pause")
-    assert not Record(None, "web").exists
+    assert not record.exists
+    record.save("/usr/bin/runc", {}, "")
+    with container.known():
+        pass
+    assert record.exists
+
+
+def test_an_adoption_that_was_killed_is_taken_over(live: LiveRuntime) -> None:
+    container, record = live.container(), Record(None, "web")
+    record.save("/usr/bin/runc", {"adopted": True}, "")
+    with container.known():
+        assert record.exists
+    assert not record.exists
+
+
+_ADOPTER = """
+import sys, threading
+from cryoci.shim.engines.adopted import adopted
+from cryoci.shim.record import Record
+def many():
+    for _ in range(40):
+        with adopted(None, "web", "/usr/bin/runc", "/b"):
+            found = Record(None, "web").load()
+            if found is None or found.facts["runtime"] != "/usr/bin/runc":
+                wrong.append(found)
+wrong = []
+threads = [threading.Thread(target=many) for _ in range(3)]
+for one in threads: one.start()
+for one in threads: one.join()
+sys.exit(len(wrong))
+"""
+
+
+def test_who_adopts_a_container_at_once_shares_its_record(live: LiveRuntime) -> None:
+    """Nobody finds it gone because another is done with it, and the last one removes it."""
+    record = Record(None, "web")
+    racers = [subprocess.Popen([sys.executable, "-c", _ADOPTER]) for _ in range(3)]
+    assert [racer.wait(60) for racer in racers] == [0, 0, 0]
+    assert not os.path.exists(record.directory)
 
 
 def test_bare_find(live: LiveRuntime, tmp_path: Path) -> None:
