@@ -106,6 +106,8 @@ def command(
     from cryoci.ociimage import image, reference
     from cryoci.shim import engines
     from cryoci.shim.engines.options import DumpOptions
+    from cryoci.shim.record import Record
+    from cryoci.uses import moving
     from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
     from cryoci.uses.reporting import reporting
@@ -144,6 +146,7 @@ def command(
         ) as told,
         unwinding(),
         output.progress(quiet or as_json) as progress,
+        moving.shown(progress, Record(found.root, found.id).directory),
     ):
         lineage = Lineage(found)
         if incremental:

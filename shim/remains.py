@@ -17,6 +17,7 @@ _RECORD = (
     "gpu.json",
     "incremental.json",
     "restored.pid",
+    "memory-progress",
 )  # in this order: without `runtime`, no record
 LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log")
 _KEPT = 32  # containers that are gone and whose logs are still there

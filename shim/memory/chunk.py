@@ -17,7 +17,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cryoci.errors import ImageError, IntegrityError
@@ -75,10 +75,19 @@ class Buffer:
         self.address = ctypes.addressof(self._anchor)
 
 
-def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *, kind: int) -> Written:
+def capture(
+    directory: int,
+    key: Key,
+    pid: int,
+    pagemap: int,
+    buffer: Buffer,
+    *,
+    kind: int,
+    passed: Callable[[int], None] = lambda n: None,
+) -> Written:
     """Write the chunk `key` of process `pid` to the directory open as `directory`, durably; `kind` is of its digest.
 
-    Raises OSError, UnsupportedError.
+    `passed` is told of bytes that were read. Raises OSError, UnsupportedError.
     """
     fd = os.open(
         key.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
@@ -97,6 +106,7 @@ def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *,
                     sum_.update(buffer.view[begin:end])
                 _write(fd, buffer.view[begin:end], at)
                 at += end - begin
+            passed(size)
         stored = (at - first) // PAGE
         if stored != flags.count(1) or len(flags) != key.pages:
             raise OSError(14, f"the kernel's account of the memory of process {pid} contradicts itself")

@@ -14,6 +14,7 @@ from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, r
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.meter import Meter
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
@@ -54,8 +55,11 @@ def take_out(
         if parent is None:  # else nobody knows before; nothing is dropped if there is too little
             _check_space(chosen, directory)
         size = sum(area.resident for process in chosen for area in process.areas)
-        with trace.span("memory: capture", bytes=size, threads=settings.threads):
-            capture.capture(chosen, directory, settings, parent)
+        with (
+            trace.span("memory: capture", bytes=size, threads=settings.threads),
+            Meter(record.directory, "capture", size) as meter,
+        ):
+            capture.capture(chosen, directory, settings, parent, meter.add)
         members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
         note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
         note.write(record)

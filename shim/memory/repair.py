@@ -15,6 +15,7 @@ from cryoci.errors import ConflictError, CryociError, RestoreError
 from cryoci.files import keep
 from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal, stand
 from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.meter import Meter
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
 
@@ -106,8 +107,11 @@ def _fill(record: Record, found: Journal, threads: int) -> None:
         tuple(entry for entry in content.chunks if entry[0].vpid in pids),
         content.sources,
     )
-    with trace.span("memory: fill", threads=threads) as span:
-        span["bytes"] = fill.fill(mine, found.directory, pids, threads)
+    with (
+        trace.span("memory: fill", threads=threads) as span,
+        Meter(record.directory, "fill", fill.size(mine, found.directory)) as meter,
+    ):
+        span["bytes"] = fill.fill(mine, found.directory, pids, threads, meter.add)
 
 
 def _heal(record: Record, member: Member, found: Journal) -> None:
