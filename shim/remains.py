@@ -19,7 +19,7 @@ _RECORD = (
     "restored.pid",
     "memory-progress",
 )  # in this order: without `runtime`, no record
-LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log")
+LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log", "memory-placement.json")
 _KEPT = 32  # containers that are gone and whose logs are still there
 
 

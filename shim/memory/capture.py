@@ -29,8 +29,8 @@ def capture(
 ) -> index.Index:
     """Write all areas of `processes`, which do not run, to `directory`, and the index last.
 
-    What `parent` has already is linked there. `passed` is told of bytes that were read, from any thread. Memory used
-    is two pieces per thread. Raises OSError; what was written is removed then.
+    `settings` are those of a placement. What `parent` has already is linked there. `passed` is told of bytes that
+    were read, from any thread. Memory used is two pieces per thread. Raises OSError; what was written is removed then.
     """
     remove(directory)  # an earlier file may be a link to another checkpoint's: it must not be written to
     jobs = [(process.pid, key) for process in processes for key in _keys(process, settings.chunk)]
@@ -49,11 +49,18 @@ def capture(
             passed(linked.stored)
             return linked
         return chunk.capture(
-            where, key, pid, pagemaps[pid], local.buffer, kind=settings.digest, passed=passed
+            where,
+            key,
+            pid,
+            pagemaps[pid],
+            local.buffer,
+            kind=settings.digest,
+            direct=settings.write == "direct",
+            passed=passed,
         )
 
     try:
-        written = each(one, jobs, settings.threads)
+        written = each(one, jobs, settings.workers)
         areas = {p.vpid: tuple((a.start, a.end - a.start) for a in p.areas) for p in processes}
         index.write(
             directory, {pid: list(runs) for pid, runs in areas.items()}, ((w.key, w.digest) for w in written)

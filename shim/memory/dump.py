@@ -10,7 +10,7 @@ from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.files import keep
 from cryoci.shim import cgroup
-from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, repair, stand
+from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, placement, repair, stand
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
@@ -55,11 +55,14 @@ def take_out(
         if parent is None:  # else nobody knows before; nothing is dropped if there is too little
             _check_space(chosen, directory)
         size = sum(area.resident for process in chosen for area in process.areas)
+        with trace.span("memory: place"):
+            plan = placement.for_capture(directory, size, settings)
+            plan.keep(record, "capture")
         with (
-            trace.span("memory: capture", bytes=size, threads=settings.threads),
+            trace.span("memory: capture", bytes=size, chosen=plan.text),
             Meter(record.directory, "capture", size) as meter,
         ):
-            capture.capture(chosen, directory, settings, parent, meter.add)
+            capture.capture(chosen, directory, plan.settings, parent, meter.add)
         members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
         note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
         note.write(record)
@@ -77,7 +80,7 @@ def take_out(
 
 def put_back(record: Record, note: Journal, settings: Settings) -> None:
     """The container lives on: give it its memory. Raises RestoreError, ImageError...; it stays stopped then."""
-    repair.bring_back(record, note, settings.threads)
+    repair.bring_back(record, note, settings)
 
 
 def conclude(note: Journal) -> None:
@@ -132,7 +135,7 @@ def _undo(
         capture.remove(directory)
         return
     try:
-        repair.bring_back(record, note, settings.threads)
+        repair.bring_back(record, note, settings)
     except (CryociError, OSError) as e:
         raise CheckpointError(
             f"{error}; and the memory of container {record.id} could not be put back: {e}",
@@ -149,4 +152,11 @@ def _check_space(chosen: Sequence[Process], directory: str) -> None:
         raise SpaceError(
             f"{directory} has {free >> 20} MiB free, and the container's memory needs {need >> 20} MiB",
             hint="free space there, or give another directory",
+        )
+    spare = placement.available()
+    if need > spare and placement.in_memory(directory):
+        raise SpaceError(
+            f"{directory} is memory, of which this node has {spare >> 20} MiB left, and the container's needs "
+            f"{need >> 20} MiB",
+            hint="give a directory on a disk",
         )

@@ -14,7 +14,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError, RestoreError, UnsupportedError
 from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
-from cryoci.shim.memory import capture, dump, index, repair, stand, undump
+from cryoci.shim.memory import capture, dump, index, prefetch, repair, stand, undump
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
@@ -82,7 +82,8 @@ def restore(line: Invocation, below: Runtime, record: Record, act: Callable[[Inv
         with suppress(FileNotFoundError):
             os.unlink(pid_file)
         if line.has("detach"):
-            status = act(line)
+            with prefetch.ahead(record, directory, config.load().memory):
+                status = act(line)
             if status == 0:
                 _complete(line, below, record, pid_file, directory)
         else:
