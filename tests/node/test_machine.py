@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.node.subject import CONFIG, KINDS, TMPFS, Kind, Subject, runs_on
+from tests.node.test_memory import Mosaic
 from tests.nodes import workload
 from tests.nodes.machine import Machine
 
@@ -91,6 +92,46 @@ def test_pre_checkpoint(loaded: Machine) -> None:
     node.run([*podman, "container", "restore", f"--import-previous={first}", f"--import={second}"])
     runs_on(before, subject.wait(before["count"] + 3))
     subject.remove()
+
+
+# Pages all private anonymous memory of the processes named by its words out.
+_PAGEOUT = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for pid in map(int, sys.argv[1:]):
+    fd = os.pidfd_open(pid)
+    for line in open(f"/proc/{pid}/maps"):
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if " rw-p 00000000 00:00 0" in line:
+            libc.syscall(440, fd, struct.pack("2Q", start, end - start), 1, 21, 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["runc", "crun"])
+def test_memory_that_was_swapped_out(machine: Machine, kind: str) -> None:
+    """Out of band, with most of it in a swap file: it is captured, dropped and filled as any other."""
+    node = machine
+    node.sh(
+        "dd if=/dev/zero of=/srv/swap bs=1M count=128 status=none; chmod 600 /srv/swap; mkswap -q /srv/swap"
+    )
+    node.sh("swapon /srv/swap")
+    node.write("/srv/pageout.py", _PAGEOUT)
+    try:
+        with Mosaic(node, kind, 31, mib=16) as mosaic:
+            for words in (("--leave-running",), ()):
+                pids = node.sh("pgrep -f /app/mosaic.py").split()
+                node.run(["python3", "/srv/pageout.py", *pids])
+                swapped = node.sh(f"cat {' '.join(f'/proc/{pid}/status' for pid in pids)} | grep VmSwap")
+                assert sum(int(line.split()[1]) for line in swapped.splitlines()) > 8 << 10, swapped
+                mosaic.checkpoint(*words)
+                assert mosaic.moved()
+                if not words:
+                    mosaic.delete()
+                    mosaic.restore()
+                mosaic.must_be_as_before()
+                node.sh(f"rm -rf {mosaic.images}")
+    finally:
+        node.sh("swapoff /srv/swap; rm -f /srv/swap /etc/cryoci/config.toml")
 
 
 # A controller that v2 has let go is free a moment later.
