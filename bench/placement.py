@@ -195,6 +195,16 @@ def _offsets(done: list[tuple[chunk.Key, str]]) -> Iterator[tuple[int, tuple[chu
         at += entry[0].pages * PAGE
 
 
+def returns(holder: Holder, directory: Path, threads: int, *, direct: bool) -> float:
+    """Seconds of a capture and a fill from its files, as when the container lives on."""
+    start = time.perf_counter()
+    done = captured(holder, directory, threads, direct=direct)
+    took = time.perf_counter() - start
+    took += fills(directory, done, holder.size, "small", threads)
+    capture.remove(str(directory))
+    return took
+
+
 def evict(directory: Path) -> None:
     """Take the files in a directory out of the page cache: these only."""
     for path in directory.iterdir():
@@ -345,6 +355,10 @@ def measure(size: int, rounds: int, tmpfs: Path, disk: Path | None, counts: list
                 )
         table.show()
         if disk:
+            table = Table(f"capture to a disk and fill from there, {most} threads", size, rounds)
+            for how in ("buffered", "direct"):
+                table.add(how, partial(returns, source, disk, most, direct=how == "direct"))
+            table.show()
             print(f"\nplacement.measure says: {placement.measure(str(disk))}", flush=True)
         done = captured(source, tmpfs, most)
         table = Table("fill of new memory from chunk files in a tmpfs", size, rounds)

@@ -143,7 +143,6 @@ class Reader:
         except OSError as e:
             raise ImageError(f"{key.name} of the checkpoint cannot be read: {e.strerror}") from e
         try:
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # twice as fast when it is not cached
             self._open(digest)
         except BaseException:
             os.close(self.fd)

@@ -26,7 +26,7 @@ WORTH = (
 )  # bytes from which on a capture is measured for: the measurement takes some 20 ms of its pause
 _MEMORY = ("tmpfs", "ramfs")
 _PIECE, _PIECES = 1 << 20, 4
-_BETTER = 1.3  # what is not in the page cache is read from the disk again by a push, or when the container lives on
+_BETTER = 1.3  # what is not in the page cache is read from the disk again by a push
 _ENOUGH = 0.8  # and when memory is short, it is not there either way
 
 
@@ -63,8 +63,8 @@ def note(record: Record, phase: str, value: dict[str, Any]) -> None:
         write_json(path, known)
 
 
-def for_capture(directory: str, size: int, settings: Settings) -> Plan:
-    """How to write about `size` bytes to `directory`. Raises OSError."""
+def for_capture(directory: str, size: int, settings: Settings, *, returns: bool = False) -> Plan:
+    """How to write about `size` bytes to `directory`; `returns`: they are read from there soon. Raises OSError."""
     kind, spare = file_system(directory), available()
     threads, because = _threads(size, settings)
     why = {"threads": because, "write": "as configured", "digest": "as configured"}
@@ -76,6 +76,8 @@ def for_capture(directory: str, size: int, settings: Settings) -> Plan:
         write, why["write"] = "buffered", f"{kind} there takes no O_DIRECT"
     elif write == "auto" and size < WORTH:
         write, why["write"] = "buffered", f"less than {WORTH >> 20} MiB"
+    elif write == "auto" and returns and spare >= size:
+        write, why["write"] = "buffered", "the memory comes back from there"
     elif write == "auto":
         rates = measure(directory)
         seen |= {f"{how} GB/s": round(rate, 3) for how, rate in rates.items()}

@@ -28,17 +28,18 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
-    Three flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
-    container, with --criu-memory CRIU moves it all, and --memory-parent names images of an earlier checkpoint, whose
-    chunks are linked where they are the same.
+    Four flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
+    container, --memory-returns says that it will be put back, with --criu-memory CRIU moves it all, and
+    --memory-parent names images of an earlier checkpoint, whose chunks are linked where they are the same.
     """
     settings = config.load().memory
     if not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)
     parent = _parent(line)
+    returns = line.has("memory-returns") or (line.has("leave-running") and not line.has("hold-memory"))
     try:
-        note = dump.take_out(record, _init(line, below), directory, settings, parent)
+        note = dump.take_out(record, _init(line, below), directory, settings, parent, returns)
     except UnsupportedError as e:
         failure.say(line, f"CRIU moves all memory itself: {e.message}", e.hint, level="warning")
         note = None

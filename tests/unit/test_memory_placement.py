@@ -74,6 +74,11 @@ def test_a_capture_goes_past_the_page_cache_where_that_was_faster(
     plan = placement.for_capture(str(tmp_path), 4 * GIB, Settings())
     assert plan.settings.write == chosen and because in plan.why["write"]
     assert plan.seen["direct GB/s"] == rates["direct"]
+    back = placement.for_capture(str(tmp_path), 4 * GIB, Settings(), returns=True)
+    if spare > 4 * GIB:
+        assert back.settings.write == "buffered" and "comes back" in back.why["write"]
+    else:
+        assert back == plan
     small = placement.for_capture(str(tmp_path), placement.WORTH - 1, Settings())
     assert small.settings.write == "buffered" and "direct GB/s" not in small.seen
 
