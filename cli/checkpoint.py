@@ -169,7 +169,7 @@ def command(
             scratch("checkpoint.") as place,
             dumping(found, place / "checkpoint", options, output.part(progress)) as done,
         ):
-            with trace.span("store") as stored:
+            with trace.span("store", chosen=f"compression {compression}") as stored:
                 result = image.push(
                     done.directory,
                     goal,

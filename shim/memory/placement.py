@@ -142,7 +142,7 @@ def _threads(size: int, settings: Settings) -> tuple[int, str]:
         return settings.threads, "as configured"
     files = max(1, -(-size // settings.chunk))
     if files < settings.workers:
-        return files, "no more files than that"
+        return files, f"for {size >> 20} MiB"
     return settings.workers, f"of {os.cpu_count()} CPUs"
 
 
