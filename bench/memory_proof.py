@@ -27,12 +27,13 @@ from tests.nodes.cluster import Cluster
 from tests.nodes.namespace import NamespaceNode
 
 
-def once(node: NamespaceNode, kind: str, seed: int) -> tuple[int, int]:
-    """One round; returns its chunk files and threads. Raises AssertionError when anything differs."""
+def once(node: NamespaceNode, kind: str, seed: int) -> tuple[int, int, int]:
+    """One round; returns its chunk files, threads, MiB in huge pages. Raises AssertionError when anything differs."""
     dice = random.Random(seed)
     waiting = 96 if seed % 10 == 0 else dice.randrange(8)
     with Mosaic(node, kind, seed, mib=dice.randrange(16, 64), waiting=waiting) as mosaic:
         configure(node, kind, "parallel", f'write = "{"direct" if seed % 2 else "buffered"}"')
+        huge = node.sh("cat $(pgrep -f /app/mosaic.py | sed 's,.*,/proc/&/smaps_rollup,') | grep AnonHuge")
         mosaic.checkpoint("--leave-running")
         mosaic.must_be_as_before()
         node.sh(f"rm -r {mosaic.images}")
@@ -42,7 +43,8 @@ def once(node: NamespaceNode, kind: str, seed: int) -> tuple[int, int]:
         mosaic.restore()
         mosaic.must_be_as_before()
         assert files and mosaic.journal() is None
-        return files, mosaic.before["parent"]["threads"]
+        kib = sum(int(line.split()[1]) for line in huge.splitlines())
+        return files, mosaic.before["parent"]["threads"], kib >> 10
 
 
 def main() -> int:
@@ -55,23 +57,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1000, help="of the first round")
     args = parser.parse_args()
     print(f"{datetime.date.today()}, Linux {platform.release()}, {os.cpu_count()} CPUs\n")
-    print("| runtime | rounds | seeds | as before | chunk files | most threads | s |")
-    print("|---|---:|---|---:|---:|---:|---:|", flush=True)
+    print("| runtime | rounds | seeds | as before | chunk files | most threads | MiB in huge pages | s |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|", flush=True)
     with Cluster(tag="proof") as cluster:
         node = cluster.start("a", disk=True)
         for kind in args.runtime:
-            start, files, threads = time.monotonic(), 0, 0
+            start, files, threads, huge = time.monotonic(), 0, 0, 0
             for seed in range(args.seed, args.seed + args.rounds):
                 try:
                     found = once(node, kind, seed)
                 except BaseException:
                     print(f"{kind}, seed {seed}, round {seed - args.seed + 1}: failed", file=sys.stderr)
                     raise
-                files, threads = files + found[0], max(threads, found[1])
+                files, threads, huge = files + found[0], max(threads, found[1]), huge + found[2]
             took = time.monotonic() - start
             seeds = f"{args.seed} to {args.seed + args.rounds - 1}"
-            print(f"| {kind} | {args.rounds} | {seeds} | {args.rounds} | {files} | {threads} | {took:.0f} |")
-            sys.stdout.flush()
+            cells = (kind, args.rounds, seeds, args.rounds, files, threads, huge, f"{took:.0f}")
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
     return 0
 
 

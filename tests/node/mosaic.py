@@ -140,6 +140,10 @@ def main() -> None:
     seed, mib, threads, waiting = (int(word) for word in sys.argv[1:5])
     dice = random.Random(seed)
     areas = lay_out(dice, mib)
+    huge = area(6 << 20)  # at least two huge pages
+    libc.madvise(huge, 6 << 20, HUGE)
+    ctypes.memmove(huge, dice.randbytes(6 << 20), 6 << 20)
+    areas.append((huge, 6 << 20, WRITE))
     me = "parent"
     if os.fork() == 0:
         me = "child"
