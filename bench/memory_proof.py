@@ -33,7 +33,8 @@ def once(node: NamespaceNode, kind: str, seed: int) -> tuple[int, int, int]:
     waiting = 96 if seed % 10 == 0 else dice.randrange(8)
     with Mosaic(node, kind, seed, mib=dice.randrange(16, 64), waiting=waiting) as mosaic:
         configure(node, kind, "parallel", f'write = "{"direct" if seed % 2 else "buffered"}"')
-        huge = node.sh("cat $(pgrep -f /app/mosaic.py | sed 's,.*,/proc/&/smaps_rollup,') | grep AnonHuge")
+        pids = node.sh("pgrep -f '^python3 -u /app/mosaic'").split()
+        huge = node.sh(f"cat {' '.join(f'/proc/{pid}/smaps_rollup' for pid in pids)} | grep AnonHuge")
         mosaic.checkpoint("--leave-running")
         mosaic.must_be_as_before()
         node.sh(f"rm -r {mosaic.images}")

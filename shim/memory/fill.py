@@ -85,6 +85,7 @@ def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:
                 at = end
         if at < start + size:
             raise RestoreError(
-                f"process {vpid} of the container has no private memory at {at:x}, where its checkpoint had",
+                f"process {vpid} of the container has no private memory at {at:x}, where its checkpoint had, but "
+                f"{find.describe(pid, at)}",
                 hint="the checkpoint is damaged, or its files are of two checkpoints",
             )

@@ -19,6 +19,7 @@ from cryoci.shim.memory import calls
 # VmFlags (proc_pid_smaps(5)) that mean nothing for the content of an area.
 HARMLESS = frozenset("rd wr ex mr mw me ac nr sd hg nh mg dd".split())
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+) *(.*)")
+_TOLD = frozenset("Size Rss Shared_Clean Shared_Dirty Swap SwapPss Locked".split())
 _SIGCONT, _SIGSTOP = 1 << 17, 1 << 18
 _STATES = frozenset("RSD")
 
@@ -106,7 +107,25 @@ def areas(pid: int) -> list[Area]:
     return list(_plain(pid))
 
 
+def describe(pid: int, address: int) -> str:
+    """What a process has at an address, for error messages. Raises OSError."""
+    for head, sizes, flags in _all(pid):
+        if int(head[1], 16) <= address < int(head[2], 16):
+            shown = ", ".join(
+                f"{key} {size >> 10} KiB" for key, size in sizes.items() if size and key in _TOLD
+            )
+            return f"{head[3]} {head[6] or 'without a name'}, {' '.join(sorted(flags))}, {shown or 'empty'}"
+    return "nothing"
+
+
 def _plain(pid: int) -> Iterator[Area]:
+    for head, sizes, flags in _all(pid):
+        if _is_plain(head, sizes, flags):
+            yield Area(int(head[1], 16), int(head[2], 16), sizes["Rss"] + sizes["Swap"])
+
+
+def _all(pid: int) -> Iterator[tuple[re.Match[str], dict[str, int], frozenset[str]]]:
+    """Every area of a process: its first line, sizes in bytes and flags in smaps (proc_pid_smaps(5))."""
     with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="surrogateescape") as f:
         head: re.Match[str] | None = None
         sizes: dict[str, int] = {}
@@ -120,8 +139,8 @@ def _plain(pid: int) -> Iterator[Area]:
                 if value.endswith("kB\n"):
                     sizes[key] = int(value.split()[0]) << 10
                 continue
-            if head is not None and _is_plain(head, sizes, frozenset(value.split())):
-                yield Area(int(head[1], 16), int(head[2], 16), sizes["Rss"] + sizes["Swap"])
+            if head is not None:
+                yield head, sizes, frozenset(value.split())
             head = None
 
 
@@ -134,7 +153,8 @@ def _is_plain(head: re.Match[str], sizes: dict[str, int], flags: frozenset[str])
         and sizes.get("Shared_Clean", 1) == sizes.get("Shared_Dirty", 1) == 0
         and sizes.get("Locked", 1) == 0
         and "Rss" in sizes
-        and "Swap" in sizes
+        and sizes.get("Swap", 1)
+        == sizes.get("SwapPss", 0)  # less when other processes have a page in swap too
         and flags <= HARMLESS
     )
 

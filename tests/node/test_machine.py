@@ -117,9 +117,9 @@ def test_memory_that_was_swapped_out(machine: Machine, kind: str) -> None:
     node.sh("swapon /srv/swap")
     node.write("/srv/pageout.py", _PAGEOUT)
     try:
-        with Mosaic(node, kind, 31, mib=16) as mosaic:
+        with Mosaic(node, kind, 31, mib=12, counting=1, waiting=1) as mosaic:
             for words in (("--leave-running",), ()):
-                pids = node.sh("pgrep -f /app/mosaic.py").split()
+                pids = node.sh("pgrep -f '^python3 -u /app/mosaic'").split()
                 node.run(["python3", "/srv/pageout.py", *pids])
                 swapped = node.sh(f"cat {' '.join(f'/proc/{pid}/status' for pid in pids)} | grep VmSwap")
                 assert sum(int(line.split()[1]) for line in swapped.splitlines()) > 8 << 10, swapped

@@ -88,11 +88,19 @@ class Mosaic:
     """A container of mosaic.py, with nothing left of it after the with block."""
 
     def __init__(
-        self, node: Node, kind: str, seed: int, *, mib: int = 60, waiting: int = 2, seccomp: Any = None
+        self,
+        node: Node,
+        kind: str,
+        seed: int,
+        *,
+        mib: int = 60,
+        counting: int = 4,
+        waiting: int = 2,
+        seccomp: Any = None,
     ) -> None:
         self.node, self.kind, self.name = node, kind, f"mosaic-{kind}-{seed}"
         self.base, self.asked = f"/srv/{self.name}", 0
-        self.words = ("python3", "-u", "/app/mosaic.py", str(seed), str(mib), "4", str(waiting))
+        self.words = ("python3", "-u", "/app/mosaic.py", str(seed), str(mib), str(counting), str(waiting))
         self.seccomp = seccomp
         self.before: dict[str, Any] = {}
 
