@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from cryoci.shim.memory import calls, capture, chunk, index, placement, prefetch
+from cryoci.shim.memory import calls, capture, chunk, index, placement, prefetch, sums
 from cryoci.shim.memory.calls import PAGE
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
@@ -124,7 +124,7 @@ def spread(
 
 
 def captured(
-    holder: Holder, directory: Path, threads: int, *, direct: bool = False, digest: bool = False
+    holder: Holder, directory: Path, threads: int, *, direct: bool = False, kind: int = sums.NONE
 ) -> list[tuple[chunk.Key, str]]:
     """Capture a holder's memory; the keys and digests of its chunks."""
     pagemap = os.open(f"/proc/{holder.pid}/pagemap", os.O_RDONLY)
@@ -132,7 +132,7 @@ def captured(
 
     def act(key: object, buffer: chunk.Buffer) -> tuple[chunk.Key, str]:
         assert isinstance(key, chunk.Key)
-        written = chunk.capture(where, key, holder.pid, pagemap, buffer, digest=digest, direct=direct)
+        written = chunk.capture(where, key, holder.pid, pagemap, buffer, kind=kind, direct=direct)
         return key, written.digest
 
     try:
@@ -142,9 +142,9 @@ def captured(
         os.close(where)
 
 
-def writes(holder: Holder, directory: Path, threads: int, *, direct: bool, digest: bool = False) -> float:
+def writes(holder: Holder, directory: Path, threads: int, *, direct: bool, kind: int = sums.NONE) -> float:
     start = time.perf_counter()
-    captured(holder, directory, threads, direct=direct, digest=digest)
+    captured(holder, directory, threads, direct=direct, kind=kind)
     took = time.perf_counter() - start
     capture.remove(str(directory))
     return took
@@ -344,10 +344,10 @@ def measure(size: int, rounds: int, tmpfs: Path, disk: Path | None, counts: list
         table = Table("capture to chunk files, durable", size, rounds)
         for n in counts:
             table.add(f"tmpfs, {n} threads", partial(writes, source, tmpfs, n, direct=False))
-        table.add(
-            f"tmpfs, with digests, {most} threads",
-            partial(writes, source, tmpfs, most, direct=False, digest=True),
-        )
+        for name, kind in sums.KINDS.items():
+            if kind:
+                act = partial(writes, source, tmpfs, most, direct=False, kind=kind)
+                table.add(f"tmpfs, with {name}, {most} threads", act)
         for n in counts if disk else ():
             for how in ("buffered", "direct"):
                 table.add(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryoci.files import read_json, write_json
+from cryoci.shim.memory import sums
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
 
@@ -41,14 +42,18 @@ class Plan:
     @property
     def text(self) -> str:
         """The choices and their reasons for people."""
-        return "; ".join(
-            f"{key} {str(getattr(self.settings, key)).lower()}: {why}" for key, why in self.why.items()
-        )
+        return "; ".join(f"{key} {value}: {self.why[key]}" for key, value in self.chosen.items())
+
+    @property
+    def chosen(self) -> dict[str, int | str]:
+        """What was chosen, as config.toml has it."""
+        names = {number: name for name, number in sums.KINDS.items()}
+        found = {key: getattr(self.settings, key) for key in self.why}
+        return {key: names[value] if key == "digest" else value for key, value in found.items()}
 
     def keep(self, record: Record, phase: str) -> None:
         """Note it in the record. Never raises."""
-        chosen = {key: getattr(self.settings, key) for key in self.why}
-        note(record, phase, {"chosen": chosen, "why": self.why, "seen": self.seen})
+        note(record, phase, {"chosen": self.chosen, "why": self.why, "seen": self.seen})
 
 
 def note(record: Record, phase: str, value: dict[str, Any]) -> None:

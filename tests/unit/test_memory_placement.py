@@ -14,7 +14,7 @@ import pytest
 
 from cryoci.errors import ConfigError, SpaceError
 from cryoci.shim import config, remains
-from cryoci.shim.memory import calls, chunk, dump, index, placement, prefetch
+from cryoci.shim.memory import calls, chunk, dump, index, placement, prefetch, sums
 from cryoci.shim.memory.calls import PAGE
 from cryoci.shim.memory.find import Area as Found
 from cryoci.shim.memory.find import Process
@@ -84,10 +84,10 @@ def test_a_capture_goes_past_the_page_cache_where_that_was_faster(
 
 
 def test_memory_is_never_measured_and_what_is_configured_counts(memory: str, tmp_path: Path) -> None:
-    plan = placement.for_capture(memory, 4 * GIB, Settings(write="direct", threads=3, digest=False))
-    assert (plan.settings.write, plan.settings.threads, plan.settings.digest) == ("buffered", 3, False)
+    plan = placement.for_capture(memory, 4 * GIB, Settings(write="direct", threads=3, digest=sums.NONE))
+    assert (plan.settings.write, plan.settings.threads, plan.settings.digest) == ("buffered", 3, sums.NONE)
     assert plan.why["write"] == "tmpfs is the page cache" and plan.why["threads"] == "as configured"
-    assert "threads 3: as configured" in plan.text and "digest false" in plan.text
+    assert "threads 3: as configured" in plan.text and "digest none" in plan.text
     assert placement.for_capture(memory, 1, Settings()).settings.threads == 1  # one file
     forced = placement.for_capture(str(tmp_path), 1, Settings(write="direct"))
     assert forced.settings.write in ("direct", "buffered")
@@ -123,7 +123,7 @@ def test_direct_writes_are_the_same_bytes(tmp_path: Path, kind: str) -> None:
                 os.getpid(),
                 pagemap,
                 chunk.Buffer(),
-                digest=True,
+                kind=sums.SHA256,
                 direct=direct,
                 passed=told.append,
             )
@@ -141,7 +141,7 @@ def test_what_was_chosen_is_kept_for_debug_and_outlives_the_record(record: Recor
     placement.for_capture(str(tmp_path), 1, Settings(threads=5)).keep(record, "capture")
     placement.for_fill(1, Settings()).keep(record, "fill")
     kept = json.loads(Path(record.directory, placement.NAME).read_text())
-    assert kept["capture"]["chosen"] == {"threads": 5, "write": "buffered", "digest": True}
+    assert kept["capture"]["chosen"] == {"threads": 5, "write": "buffered", "digest": "sha256"}
     assert kept["fill"]["why"]["threads"]
     remains.remove(record.directory)
     assert os.listdir(record.directory) == [placement.NAME]
