@@ -77,7 +77,7 @@ def fill(
 
 def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:
     """Each run must lie in private anonymous memory, be it in several areas by now."""
-    there = [(area.start, area.end) for area in find.areas(pid)]
+    there = find.places(pid)
     for start, size in runs:
         at = start
         for first, end in there:

@@ -107,6 +107,15 @@ def areas(pid: int) -> list[Area]:
     return list(_plain(pid))
 
 
+def places(pid: int) -> list[tuple[int, int]]:
+    """Start and end of private anonymous writable areas, whatever is in them. Raises OSError.
+
+    A process that CRIU has just restored may share pages with its parent where it has none in the images: of a huge
+    page that the parent had before the fork CRIU takes back those that the parent's images have. The rest is zero.
+    """
+    return [(int(head[1], 16), int(head[2], 16)) for head, _, flags in _all(pid) if _is_private(head, flags)]
+
+
 def describe(pid: int, address: int) -> str:
     """What a process has at an address, for error messages. Raises OSError."""
     for head, sizes, flags in _all(pid):
@@ -145,16 +154,22 @@ def _all(pid: int) -> Iterator[tuple[re.Match[str], dict[str, int], frozenset[st
 
 
 def _is_plain(head: re.Match[str], sizes: dict[str, int], flags: frozenset[str]) -> bool:
-    permissions, offset_inode, name = head[3], head[5], head[6]
     return (
-        permissions in ("rw-p", "rwxp")
-        and offset_inode == "0"
-        and (name in ("", "[heap]") or name.startswith("[anon:"))
+        _is_private(head, flags)
         and sizes.get("Shared_Clean", 1) == sizes.get("Shared_Dirty", 1) == 0
         and sizes.get("Locked", 1) == 0
         and "Rss" in sizes
-        and sizes.get("Swap", 1)
-        == sizes.get("SwapPss", 0)  # less when other processes have a page in swap too
+        # they differ when another process has one of its pages in swap too
+        and sizes.get("Swap", 1) == sizes.get("SwapPss", 0)
+    )
+
+
+def _is_private(head: re.Match[str], flags: frozenset[str]) -> bool:
+    permissions, inode, name = head[3], head[5], head[6]
+    return (
+        permissions in ("rw-p", "rwxp")
+        and inode == "0"
+        and (name in ("", "[heap]") or name.startswith("[anon:"))
         and flags <= HARMLESS
     )
 
