@@ -87,6 +87,8 @@ def node() -> Iterator[NamespaceNode]:
 class Mosaic:
     """A container of mosaic.py, with nothing left of it after the with block."""
 
+    program = MOSAIC
+
     def __init__(
         self,
         node: Node,
@@ -107,7 +109,7 @@ class Mosaic:
     def __enter__(self) -> Mosaic:
         configure(self.node, self.kind)
         spec = workload.bundle(self.node, self.base)
-        self.node.write(f"{self.base}/rootfs/app/mosaic.py", MOSAIC.read_text())
+        self.node.write(f"{self.base}/rootfs/app/mosaic.py", self.program.read_text())
         spec["process"]["args"] = list(self.words)
         if self.seccomp:
             spec["linux"]["seccomp"] = self.seccomp
@@ -174,6 +176,12 @@ class Mosaic:
         return self.node.sh(f"cd {self.images} && ls | grep cryoci-memory- || true").split()
 
 
+class Pair(Mosaic):
+    """A container of pair.py."""
+
+    program = Path(__file__).with_name("pair.py")
+
+
 def configure(node: Node, kind: str, engine: str = "parallel", *more: str) -> None:
     digest = {"runc": "sha256", "crun": "xxh3"}[kind]  # one each
     lines = (
@@ -224,6 +232,15 @@ def test_a_hundred_threads_in_system_calls_and_direct_writes(node: NamespaceNode
         mosaic.delete()
         mosaic.restore()
         mosaic.must_be_as_before()
+
+
+@pytest.mark.parametrize("kind", ["runc", "crun"])
+def test_an_area_that_only_the_child_has_out_of_band(node: NamespaceNode, kind: str) -> None:
+    with Pair(node, kind, 13) as pair:
+        pair.checkpoint()
+        pair.delete()
+        pair.restore()
+        pair.must_be_as_before()
 
 
 def test_a_frozen_container_stays_frozen_and_seccomp_is_no_obstacle(node: NamespaceNode) -> None:
