@@ -30,8 +30,8 @@ from tests.nodes.namespace import NamespaceNode
 def once(node: NamespaceNode, kind: str, seed: int) -> tuple[int, int, int]:
     """One round; returns its chunk files, threads, MiB in huge pages. Raises AssertionError when anything differs."""
     dice = random.Random(seed)
-    waiting = 96 if seed % 10 == 0 else dice.randrange(8)
-    with Mosaic(node, kind, seed, mib=dice.randrange(16, 64), waiting=waiting) as mosaic:
+    waiting = 98 if seed % 10 == 0 else dice.randrange(8)
+    with Mosaic(node, kind, seed, mib=dice.randrange(8, 40), counting=2, waiting=waiting) as mosaic:
         configure(node, kind, "parallel", f'write = "{"direct" if seed % 2 else "buffered"}"')
         pids = node.sh("pgrep -f '^python3 -u /app/mosaic'").split()
         huge = node.sh(f"cat {' '.join(f'/proc/{pid}/smaps_rollup' for pid in pids)} | grep AnonHuge")
@@ -70,6 +70,7 @@ def main() -> int:
                 except BaseException:
                     print(f"{kind}, seed {seed}, round {seed - args.seed + 1}: failed", file=sys.stderr)
                     raise
+                print(f"{kind} {seed}: as before", file=sys.stderr)
                 files, threads, huge = files + found[0], max(threads, found[1]), huge + found[2]
             took = time.monotonic() - start
             seeds = f"{args.seed} to {args.seed + args.rounds - 1}"
