@@ -42,23 +42,19 @@ def budget(size: int, spare: int) -> int:
 def _start(record: Record, directory: str, settings: Settings) -> _Reader | None:
     try:
         content = index.read(directory)
-        size, kind, spare = (
-            fill.size(content, directory),
-            placement.file_system(directory),
-            placement.available(),
-        )
+        size, spare = fill.size(content, directory), placement.available()
         limit = budget(size, spare)
         why = f"{limit >> 20} of {size >> 20} MiB, beside the processes in {spare >> 20} MiB of free memory"
         wanted = settings.prefetch
         if not wanted:
             why = "as configured"
         elif placement.in_memory(directory):
-            wanted, why = False, f"{kind} is the page cache"
+            wanted, why = False, "they lie in memory"
         elif limit < _WORTH:
             wanted, why = False, f"only {why}" if limit < size else f"only {size >> 20} MiB"
         placement.note(record, "prefetch", {"chosen": {"prefetch": wanted}, "why": {"prefetch": why}})
         return _Reader(content, directory, limit, why) if wanted else None
-    except (OSError, CryociError):
+    except (OSError, RuntimeError, CryociError):  # RuntimeError: no more threads
         return None
 
 

@@ -99,6 +99,7 @@ def test_the_measurement_writes_both_ways_and_leaves_nothing(tmp_path: Path) -> 
     rates = placement.measure(str(tmp_path))
     assert rates["buffered"] > 0 and set(rates) == {"buffered", "direct"}
     assert os.listdir(tmp_path) == []
+    assert placement.measure(str(tmp_path / "missing")) == {"buffered": 0.0, "direct": 0.0}
 
 
 @pytest.mark.parametrize("kind", ["whole", "mixed", "empty"])
