@@ -14,6 +14,7 @@ from cryoci.shim.memory import sums
 
 _MOST_THREADS = 16  # more do not read faster (measured on 16 cores)
 _WRITES = ("auto", "buffered", "direct")
+_SWITCHES = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,23 @@ class Settings:
     def workers(self) -> int:
         """`threads`, else one for each CPU that we may use."""
         return self.threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+
+    def changed(self, text: str) -> Settings:
+        """These with "KEY=VALUE,..." over them, as config.toml has keys and values. Raises ConfigError."""
+        digests = {number: name for name, number in sums.KINDS.items()}
+        values: dict[str, Any] = {
+            "engine": "parallel" if self.parallel else "criu",
+            "threshold": self.threshold,
+            "chunk": self.chunk,
+            **({"threads": self.threads} if self.threads else {}),
+            "digest": digests[self.digest],
+            "write": self.write,
+            "prefetch": self.prefetch,
+        }
+        for word in text.split(","):
+            key, _, value = word.partition("=")
+            values[key] = _SWITCHES.get(value, int(value) if value.isdecimal() else value)
+        return self.from_mapping(values)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Settings:

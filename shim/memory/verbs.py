@@ -28,11 +28,15 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
-    Four flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
-    container, --memory-returns says that it will be put back, with --criu-memory CRIU moves it all, and
-    --memory-parent names images of an earlier checkpoint, whose chunks are linked where they are the same.
+    Five flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
+    container, --memory-returns says that it will be put back, with --criu-memory CRIU moves it all,
+    --memory-parent names images of an earlier checkpoint, whose chunks are linked where they are the same, and
+    --memory-options has KEY=VALUE,... over [memory] of config.toml.
     """
     settings = config.load().memory
+    asked = line.options.get("memory-options")
+    if asked:
+        settings = settings.changed(asked)
     if not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)

@@ -218,10 +218,11 @@ def test_every_byte_is_there_again_and_nothing_ran_without(
 def test_a_hundred_threads_in_system_calls_and_direct_writes(node: NamespaceNode, kind: str) -> None:
     with Mosaic(node, kind, 12, mib=30, waiting=96) as mosaic:
         assert mosaic.before["parent"]["threads"] == 101
-        configure(node, kind, "parallel", 'write = "direct"')
+        configure(node, kind, "criu")
         node.write("/srv/meter.py", METER)
         argv = ["/opt/cryoci/bin/python", "/srv/meter.py", "checkpoint", "--image-path", mosaic.images]
-        seen = node.run([*argv, mosaic.name]).stderr.decode().splitlines()
+        options = "engine=parallel,write=direct,threads=3"
+        seen = node.run([*argv, f"--memory-options={options}", mosaic.name]).stderr.decode().splitlines()
         phase, done, total, _ = seen[-1].split()
         assert phase == "capture" and 0 < int(done) <= int(total)
         chosen = json.loads(node.read(f"/run/cryoci/containers/default/{mosaic.name}/memory-placement.json"))

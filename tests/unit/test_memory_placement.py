@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -162,6 +163,16 @@ def test_configuration_of_it_is_checked() -> None:
     for wrong in ({"write": "fast"}, {"write": True}, {"prefetch": "no"}, {"threads": 0}, {"threads": True}):
         with pytest.raises(ConfigError):
             config.parse({"memory": wrong})
+
+
+def test_options_of_one_checkpoint_go_over_the_configuration() -> None:
+    before = config.parse({"memory": {"engine": "parallel", "chunk": "4M", "digest": "xxh3"}}).memory
+    assert before.changed("threads=3") == dataclasses.replace(before, threads=3)
+    after = before.changed("engine=criu,write=direct,prefetch=false,chunk=8M,digest=none")
+    assert after == Settings(chunk=8 << 20, write="direct", prefetch=False, digest=sums.NONE)
+    for wrong in ("threads=many", "threads=0", "speed=9", "write", "prefetch=1", ""):
+        with pytest.raises(ConfigError):
+            before.changed(wrong)
 
 
 def images(directory: Path, mib: int) -> list[Path]:
