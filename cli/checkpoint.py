@@ -49,6 +49,13 @@ from cryoci.cli import app_options, criu_options, output, sealing
     is_flag=True,
     help="For --incremental and a directory: leave what the parent has there, and name it (`cryoci flatten`).",
 )
+@click.option(
+    "--memory-option",
+    "memory",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="How memory moves, over [memory] of config.toml: engine=parallel, write=direct, threads=4...; repeatable.",
+)
 @app_options.hooks("pre-checkpoint", "post-restore")
 @output.backend_option
 @sealing.encrypt_option
@@ -73,6 +80,7 @@ def command(
     incremental: bool,
     parent: str | None,
     thin: bool,
+    memory: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -106,6 +114,9 @@ def command(
     from cryoci.ociimage import image, reference
     from cryoci.shim import engines
     from cryoci.shim.engines.options import DumpOptions
+    from cryoci.shim.memory.settings import Settings
+    from cryoci.shim.record import Record
+    from cryoci.uses import moving
     from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
     from cryoci.uses.reporting import reporting
@@ -130,6 +141,8 @@ def command(
         raise UsageError("--thin is for directories: an image is always whole", hint="leave it out")
     if incremental and backend == "buildah":
         raise UsageError("buildah writes all layers anew", hint="leave out --backend buildah")
+    for one in memory:
+        Settings().changed(one)  # what is wrong is said before anything is touched
     found = engines.find(container, root=runtime_root)
     registry = output.options(**rest)
     goal = ref or reference.parse(found.name)
@@ -144,13 +157,16 @@ def command(
         ) as told,
         unwinding(),
         output.progress(quiet or as_json) as progress,
+        moving.shown(progress, Record(found.root, found.id).directory),
     ):
         lineage = Lineage(found)
         if incremental:
             lineage = begin(
                 found, goal, parent, sealed=bool(recipients), thin=thin, registry_options=registry
             )
-        options = DumpOptions(leave_running, rootfs, volumes, to_directory, criu, hooks, lineage.local)
+        options = DumpOptions(
+            leave_running, rootfs, volumes, to_directory, criu, hooks, lineage.local, memory
+        )
         if isinstance(goal, reference.DirectoryRef):
             with dumping(found, goal.path, options, output.part(progress)) as done:
                 pass
@@ -166,7 +182,7 @@ def command(
             scratch("checkpoint.") as place,
             dumping(found, place / "checkpoint", options, output.part(progress)) as done,
         ):
-            with trace.span("store") as stored:
+            with trace.span("store", chosen=f"compression {compression}") as stored:
                 result = image.push(
                     done.directory,
                     goal,

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -114,7 +115,10 @@ def printable_lines(text: str) -> str:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress | None]:
-    """Bars with bytes, rate and time left, on stderr when it is a terminal and `quiet` is not asked for."""
+    """Bars with bytes, rate and time left, on stderr when it is a terminal and `quiet` is not asked for.
+
+    They touch the terminal only while something moves: programs that cryoci runs may write to it too.
+    """
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -156,28 +160,35 @@ def _bars(terminal: IO[str], work: str = "") -> Iterator[Progress]:
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # else its lines are for a file
     )
-    with bars:
-        yield _Bars(bars, work)
+    try:
+        yield _Bars(bars, work, threading.Lock())
+    finally:
+        bars.stop()
 
 
 class _Bars:
     """Progress as rich's bars."""
 
-    def __init__(self, bars: Any, work: str) -> None:
-        self._bars, self._work = bars, work
+    def __init__(self, bars: Any, work: str, lock: threading.Lock) -> None:
+        self._bars, self._work, self._lock = bars, work, lock
 
     def named(self, work: str) -> _Bars:
         """The same bars, whose names begin with `work`."""
-        return _Bars(self._bars, work)
+        return _Bars(self._bars, work, self._lock)
 
     def start(self, name: str, total: int | None) -> object:
-        return self._bars.add_task(printable(f"{self._work} {name}".strip()), total=total)
+        with self._lock:
+            self._bars.start()
+            return self._bars.add_task(printable(f"{self._work} {name}".strip()), total=total)
 
     def advance(self, token: object, n: int) -> None:
         self._bars.advance(token, n)
 
     def done(self, token: object) -> None:
-        self._bars.update(token, visible=False)
+        with self._lock:
+            self._bars.remove_task(token)
+            if not self._bars.tasks:
+                self._bars.stop()
 
 
 def registry_options(command: F) -> F:

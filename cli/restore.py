@@ -80,7 +80,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
-    from cryoci.uses import foreign, incremental
+    from cryoci.uses import foreign, incremental, moving
     from cryoci.uses.reporting import reporting
 
     need_root()
@@ -143,7 +143,9 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
         adopted = foreign.adopt(directory, options, place, gate.options)
         for note in () if quiet else adopted.notes:
             click.echo(output.printable(f"cryoci: {note}"), err=True)
-        done = restore(adopted.directory, adopted.options)
+        # without --detach the terminal is the container's as soon as it runs
+        with output.progress(quiet or as_json or not detach) as progress, moving.shown(progress):
+            done = restore(adopted.directory, adopted.options)
         told.seconds, told.warnings = done.seconds, done.warnings
         told.made = [("restored as", done.name), ("id", done.id), ("under", done.engine)]
     if done.status is not None:

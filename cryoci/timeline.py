@@ -29,7 +29,8 @@ _MOST = 400  # rows of the drawing
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `start` in seconds from the operation's start; `bytes` it moved, if it moved any."""
+    """One step. `start` in seconds from the operation's start; `bytes` it moved, if it moved any; `chosen`: how, and
+    why so."""
 
     name: str
     kind: str  # "span": cryoci's own; "call": a program
@@ -37,6 +38,7 @@ class Step:
     seconds: float
     depth: int
     bytes: int | None = None
+    chosen: str = ""
 
     @property
     def rate(self) -> str:
@@ -104,16 +106,17 @@ def steps(events: str, origin: float) -> list[Step]:
                 argv = [str(word) for word in value["argv"]]
                 name = shlex.join([os.path.basename(argv[0]), *argv[1:]])
             amount = value.get("bytes")
-            found.append((start, -seconds, name, value["event"], int(amount) if amount else None))
+            chosen = str(value.get("chosen") or "")
+            found.append((start, -seconds, name, value["event"], int(amount) if amount else None, chosen))
         except (ValueError, KeyError, TypeError, IndexError):
             continue  # a line that was cut off with its writer
     result: list[Step] = []
     open_until: list[float] = []
-    for start, negative, name, kind, amount in sorted(found, key=lambda one: one[:2]):
+    for start, negative, name, kind, amount, chosen in sorted(found, key=lambda one: one[:2]):
         end = start - negative
         while open_until and open_until[-1] < end - 1e-6:
             open_until.pop()
-        result.append(Step(name, kind, start, -negative, len(open_until), amount))
+        result.append(Step(name, kind, start, -negative, len(open_until), amount, chosen))
         open_until.append(end)
     return result
 
@@ -134,8 +137,9 @@ def svg(found: Sequence[Step], total: float) -> Html:
         depth = min(step.depth, 6)
         x, width = _LEFT + step.start * scale, max(step.seconds * scale, 1)
         said = f"{step.seconds:.3f} s" + (f", {step.rate}" if step.rate else "")
+        title = f"{step.name}: {said}" + (f" ({step.chosen})" if step.chosen else "")
         parts.append(
-            f"<g><title>{template.text(step.name)}: {template.text(said)}</title>"
+            f"<g><title>{template.text(title)}</title>"
             f'<text x="{12 * depth}" y="{y + 14}">{template.text(step.name, 44 - 2 * depth)}</text>'
             f'<rect class="{"call" if step.kind == "call" else "span"}" x="{x:.1f}" y="{y + 3}" '
             f'width="{width:.1f}" height="{_ROW - 7}" rx="2"/>'

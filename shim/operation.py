@@ -34,7 +34,10 @@ OPTION_OF = {
 }
 # Flags that mean nothing to the other runtime and may go: crun is no subreaper on restore, and a restored
 # session keeps the keyring it has. Those of memory are cryoci's own (shim/memory/verbs.py).
-_DROP = frozenset({"no-subreaper", "no-new-keyring", "hold-memory", "criu-memory", "memory-parent"})
+_DROP = frozenset(
+    {"no-subreaper", "no-new-keyring", "hold-memory", "criu-memory", "memory-parent", "memory-returns"}
+    | {"memory-options"}
+)
 
 
 def options(line: Invocation, below: Runtime, record: Record) -> CriuOptions:

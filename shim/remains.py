@@ -18,8 +18,9 @@ _RECORD = (
     "incremental.json",
     "restored.pid",
     "adopt.lock",
+    "memory-progress",
 )  # in this order: without `runtime`, no record
-LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log")
+LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log", "memory-placement.json")
 _KEPT = 32  # containers that are gone and whose logs are still there
 
 

@@ -229,7 +229,7 @@ def _usable(directory: Path) -> Path | None:
     """`directory` if its chunk files are what their digests say. Raises ImageError, IntegrityError..."""
     above = Parent(str(directory / chain.IMAGES))
     try:
-        above.verify(config.load().memory.threads)
+        above.verify(config.load().memory.workers)
     finally:
         above.close()
     return directory

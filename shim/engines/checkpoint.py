@@ -225,6 +225,10 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
     words = ["--image-path", str(images), "--work-path", str(directory)]
     if leave:
         words += ["--leave-running", "--hold-memory"]
+    if options.leave_running:
+        words.append("--memory-returns")
+    if options.memory:
+        words += ["--memory-options", ",".join(options.memory)]
     if container.engine == "podman" and container.facts.get("runtime.name") in underlying.DEFAULTS:
         words.append("--criu-memory")  # podman will restore it by that runtime, without cryoci
     if options.parent is not None:

@@ -22,7 +22,7 @@ class DumpOptions:
     """What to take along. `rootfs`: auto is "diff" where the base image is known, else "full".
 
     `durable`: the directory is the product, so it is on disk before the container ends. `parent` is a checkpoint
-    directory with whose chunk files memory is shared.
+    directory with whose chunk files memory is shared. `memory` are KEY=VALUE over [memory] of config.toml.
     """
 
     leave_running: bool = False
@@ -32,6 +32,7 @@ class DumpOptions:
     criu: CriuOptions = field(default_factory=CriuOptions)
     hooks: app.Choice = field(default_factory=app.Choice)
     parent: Path | None = None
+    memory: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

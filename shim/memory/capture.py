@@ -21,12 +21,16 @@ Out = TypeVar("Out")
 
 
 def capture(
-    processes: Sequence[Process], directory: str, settings: Settings, parent: Parent | None = None
+    processes: Sequence[Process],
+    directory: str,
+    settings: Settings,
+    parent: Parent | None = None,
+    passed: Callable[[int], None] = lambda n: None,
 ) -> index.Index:
     """Write all areas of `processes`, which do not run, to `directory`, and the index last.
 
-    What `parent` has already is linked there. Memory used is two pieces per thread. Raises OSError; what was written
-    is removed then.
+    `settings` are those of a placement. What `parent` has already is linked there. `passed` is told of bytes that
+    were read, from any thread. Memory used is two pieces per thread. Raises OSError; what was written is removed then.
     """
     remove(directory)  # an earlier file may be a link to another checkpoint's: it must not be written to
     jobs = [(process.pid, key) for process in processes for key in _keys(process, settings.chunk)]
@@ -42,11 +46,21 @@ def capture(
             local.buffer = chunk.Buffer()
         pid, key = job
         if parent and (linked := parent.link(where, key, pid, pagemaps[pid], local.buffer)):
+            passed(linked.stored)
             return linked
-        return chunk.capture(where, key, pid, pagemaps[pid], local.buffer, kind=settings.digest)
+        return chunk.capture(
+            where,
+            key,
+            pid,
+            pagemaps[pid],
+            local.buffer,
+            kind=settings.digest,
+            direct=settings.write == "direct",
+            passed=passed,
+        )
 
     try:
-        written = each(one, jobs, settings.threads)
+        written = each(one, jobs, settings.workers)
         areas = {p.vpid: tuple((a.start, a.end - a.start) for a in p.areas) for p in processes}
         index.write(
             directory, {pid: list(runs) for pid, runs in areas.items()}, ((w.key, w.digest) for w in written)

@@ -13,11 +13,12 @@ Little endian. The pages follow in the order of their addresses; the file ends w
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cryoci.errors import ImageError, IntegrityError
@@ -75,14 +76,24 @@ class Buffer:
         self.address = ctypes.addressof(self._anchor)
 
 
-def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *, kind: int) -> Written:
+def capture(
+    directory: int,
+    key: Key,
+    pid: int,
+    pagemap: int,
+    buffer: Buffer,
+    *,
+    kind: int,
+    direct: bool = False,
+    passed: Callable[[int], None] = lambda n: None,
+) -> Written:
     """Write the chunk `key` of process `pid` to the directory open as `directory`, durably; `kind` is of its digest.
 
-    Raises OSError, UnsupportedError.
+    `direct`: its pages go past the page cache, for which the file system must take O_DIRECT. `passed` is told of
+    bytes that were read. Raises OSError, UnsupportedError.
     """
-    fd = os.open(
-        key.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
-    )
+    flags_ = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(key.name, flags_ | (os.O_DIRECT if direct else 0), 0o600, dir_fd=directory)
     try:
         flags = bytearray(key.pages)
         first = data_offset(key.pages)
@@ -91,12 +102,12 @@ def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *,
         for runs, size in batches(calls.present(pagemap, key.start, key.end)):
             if calls.read(pid, runs, buffer.address) != size:
                 raise OSError(14, f"memory of process {pid} cannot be read")
-            kept = _keep(runs, size, key.start, flags, buffer)
-            for begin, end in kept:
-                if sum_ is not None:
-                    sum_.update(buffer.view[begin:end])
-                _write(fd, buffer.view[begin:end], at)
-                at += end - begin
+            parts = [buffer.view[begin:end] for begin, end in _keep(runs, size, key.start, flags, buffer)]
+            if sum_ is not None:
+                for part in parts:
+                    sum_.update(part)
+            at = _write(fd, parts, at)
+            passed(size)
         stored = (at - first) // PAGE
         if stored != flags.count(1) or len(flags) != key.pages:
             raise OSError(14, f"the kernel's account of the memory of process {pid} contradicts itself")
@@ -107,7 +118,9 @@ def capture(directory: int, key: Key, pid: int, pagemap: int, buffer: Buffer, *,
             sum_.update(head)
             sum_.update(bitmap)
             digest = sum_.digest()
-        _write(fd, head + digest.ljust(32, b"\0") + bitmap, 0)
+        if direct:  # the head is no whole page
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        _write(fd, [memoryview(head + digest.ljust(32, b"\0") + bitmap)], 0)
         if stored == 0:
             os.ftruncate(fd, first)
         os.fsync(fd)
@@ -284,8 +297,13 @@ def _unpack(bitmap: bytes, pages: int) -> bytes:
     return digits.translate(_FLAGS)[::-1]
 
 
-def _write(fd: int, data: bytes | memoryview, at: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        done = os.pwrite(fd, rest, at)
-        rest, at = rest[done:], at + done
+def _write(fd: int, parts: list[memoryview], at: int) -> int:
+    """Write all parts one after another; returns where they end."""
+    while parts:
+        done = os.pwritev(fd, parts[: calls.IOV_MAX], at)
+        at += done
+        while parts and done >= len(parts[0]):
+            done -= len(parts.pop(0))
+        if done:
+            parts[0] = parts[0][done:]
+    return at

@@ -4,27 +4,34 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 
 from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.files import keep
 from cryoci.shim import cgroup
-from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, repair, stand
+from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, placement, repair, stand
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.meter import Meter
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
 
 
 def take_out(
-    record: Record, init: int, directory: str, settings: Settings, parent: Parent | None = None
+    record: Record,
+    init: int,
+    directory: str,
+    settings: Settings,
+    parent: Parent | None = None,
+    returns: bool = False,
 ) -> Journal | None:
     """Capture and drop the large memory of the container whose first process is `init`.
 
-    Chunks that are as in `parent` are linked instead of written.
+    Chunks that are as in `parent` are linked instead of written. `returns`: it will be put back from there soon.
 
     Returns the journal to hand to `put_back` or `conclude`; None when there is nothing to move. When it raises,
     the container is as it was. Raises CheckpointError, UnsupportedError, ConflictError, SpaceError.
@@ -54,15 +61,22 @@ def take_out(
         if parent is None:  # else nobody knows before; nothing is dropped if there is too little
             _check_space(chosen, directory)
         size = sum(area.resident for process in chosen for area in process.areas)
-        with trace.span("memory: capture", bytes=size, threads=settings.threads):
-            capture.capture(chosen, directory, settings, parent)
+        with trace.span("memory: place"):
+            plan = placement.for_capture(directory, size, settings, returns=returns)
+            plan.keep(record, "capture")
+        with (
+            trace.span("memory: capture", bytes=size, chosen=plan.text),
+            Meter(record.directory, "capture", size) as meter,
+        ):
+            capture.capture(chosen, directory, plan.settings, parent, meter.add)
         members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
         note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
         note.write(record)
         keep(directory, True)
         moved = {process.pid for process in chosen}
         with trace.span("memory: drop", bytes=size):
-            return _drop(record, note, box, chosen, [pid for pid in everybody if pid not in moved])
+            others = [pid for pid in everybody if pid not in moved]
+            return _drop(record, note, box, chosen, others, settings.workers)
     except BaseException as e:
         _undo(record, journal.read(record), box, was_frozen, directory, settings, e)
         if isinstance(e, OSError):
@@ -73,7 +87,7 @@ def take_out(
 
 def put_back(record: Record, note: Journal, settings: Settings) -> None:
     """The container lives on: give it its memory. Raises RestoreError, ImageError...; it stays stopped then."""
-    repair.bring_back(record, note, settings.threads)
+    repair.bring_back(record, note, settings)
 
 
 def conclude(note: Journal) -> None:
@@ -82,27 +96,36 @@ def conclude(note: Journal) -> None:
 
 
 def _drop(
-    record: Record, note: Journal, box: Freezer, chosen: Sequence[Process], others: Sequence[int]
+    record: Record,
+    note: Journal,
+    box: Freezer,
+    chosen: Sequence[Process],
+    others: Sequence[int],
+    threads: int,
 ) -> Journal:
-    """Stop the chosen by signal, and have them drop; nobody runs an instruction of his own meanwhile.
+    """Stop the chosen by signal, and have them drop, so many at once; nobody runs an instruction of his own meanwhile.
 
     The signal waits while they are frozen, and is the first that they see when thawed: it stops them on their way
     out of the kernel. If the container was frozen before, the others are held by ptrace for that time.
     """
     pids = [process.pid for process in chosen]
     held = inject.Hold(others if note.frozen else ())
+    lock = threading.Lock()
+
+    def drop(process: Process) -> None:  # all of it in one thread: only that may trace the process
+        def save(saved: dict[str, str]) -> None:
+            nonlocal note
+            with lock:
+                note = note.with_saved(record, process.pid, saved)
+
+        inject.drop(process.pid, process.areas, save)
+
     try:
         freezer.stop(pids)
         box.set(False)
         freezer.await_stopped(pids)
         note = note.become(record, "dropping")
-        for process in chosen:
-
-            def save(saved: dict[str, str], pid: int = process.pid) -> None:
-                nonlocal note
-                note = note.with_saved(record, pid, saved)
-
-            inject.drop(process.pid, process.areas, save)
+        capture.each(drop, chosen, min(threads, len(chosen)))
         stand.note(record, pids)
         if note.frozen:
             box.set(True)
@@ -128,7 +151,7 @@ def _undo(
         capture.remove(directory)
         return
     try:
-        repair.bring_back(record, note, settings.threads)
+        repair.bring_back(record, note, settings)
     except (CryociError, OSError) as e:
         raise CheckpointError(
             f"{error}; and the memory of container {record.id} could not be put back: {e}",
@@ -145,4 +168,11 @@ def _check_space(chosen: Sequence[Process], directory: str) -> None:
         raise SpaceError(
             f"{directory} has {free >> 20} MiB free, and the container's memory needs {need >> 20} MiB",
             hint="free space there, or give another directory",
+        )
+    spare = placement.available()
+    if need > spare and placement.in_memory(directory):
+        raise SpaceError(
+            f"{directory} is memory, of which this node has {spare >> 20} MiB left, and the container's needs "
+            f"{need >> 20} MiB",
+            hint="give a directory on a disk",
         )

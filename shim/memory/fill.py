@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from cryoci.errors import RestoreError
 from cryoci.shim.memory import calls, chain, chunk, find
@@ -12,10 +14,27 @@ from cryoci.shim.memory.capture import each
 from cryoci.shim.memory.index import Index
 
 
-def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) -> int:
+def size(index: Index, directory: str) -> int:
+    """Bytes of pages in the chunk files of `index`, whose images are in `directory`. Raises ImageError."""
+    total = 0
+    with chain.Places(index, directory) as places:
+        for key, _ in index.chunks:
+            with suppress(OSError):  # `fill` says what is wrong with it
+                stored = os.stat(key.name, dir_fd=places.of(key), follow_symlinks=False).st_size
+                total += max(0, stored - chunk.data_offset(key.pages))
+    return total
+
+
+def fill(
+    index: Index,
+    directory: str,
+    pids: Mapping[int, int],
+    threads: int,
+    passed: Callable[[int], None] = lambda n: None,
+) -> int:
     """Write all chunks in `directory` to the processes; `pids` maps pids in the container to those here.
 
-    Returns how many bytes were written.
+    Returns how many bytes were written; `passed` is told as they are, from any thread.
     Writing twice does no harm. Raises RestoreError when a process or its areas are not there, ImageError and
     IntegrityError when a chunk is not what was captured: the processes must not go on then.
     """
@@ -42,6 +61,7 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
                         hint="see the node's free memory and the container's limit",
                     )
                 total += done
+                passed(done)
         return total
 
     try:
@@ -57,7 +77,7 @@ def fill(index: Index, directory: str, pids: Mapping[int, int], threads: int) ->
 
 def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:
     """Each run must lie in private anonymous memory, be it in several areas by now."""
-    there = [(area.start, area.end) for area in find.areas(pid)]
+    there = find.places(pid)
     for start, size in runs:
         at = start
         for first, end in there:
@@ -65,6 +85,7 @@ def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:
                 at = end
         if at < start + size:
             raise RestoreError(
-                f"process {vpid} of the container has no private memory at {at:x}, where its checkpoint had",
+                f"process {vpid} of the container has no private memory at {at:x}, where its checkpoint had, but "
+                f"{find.describe(pid, at)}",
                 hint="the checkpoint is damaged, or its files are of two checkpoints",
             )

@@ -19,6 +19,7 @@ from cryoci.shim.memory import calls
 # VmFlags (proc_pid_smaps(5)) that mean nothing for the content of an area.
 HARMLESS = frozenset("rd wr ex mr mw me ac nr sd hg nh mg dd".split())
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+) *(.*)")
+_TOLD = frozenset("Size Rss Shared_Clean Shared_Dirty Swap SwapPss Locked".split())
 _SIGCONT, _SIGSTOP = 1 << 17, 1 << 18
 _STATES = frozenset("RSD")
 
@@ -106,7 +107,34 @@ def areas(pid: int) -> list[Area]:
     return list(_plain(pid))
 
 
+def places(pid: int) -> list[tuple[int, int]]:
+    """Start and end of private anonymous writable areas, whatever is in them. Raises OSError.
+
+    A process that CRIU has just restored may share pages with its parent where it has none in the images: of a huge
+    page that the parent had before the fork CRIU takes back those that the parent's images have. The rest is zero.
+    """
+    return [(int(head[1], 16), int(head[2], 16)) for head, _, flags in _all(pid) if _is_private(head, flags)]
+
+
+def describe(pid: int, address: int) -> str:
+    """What a process has at an address, for error messages. Raises OSError."""
+    for head, sizes, flags in _all(pid):
+        if int(head[1], 16) <= address < int(head[2], 16):
+            shown = ", ".join(
+                f"{key} {size >> 10} KiB" for key, size in sizes.items() if size and key in _TOLD
+            )
+            return f"{head[3]} {head[6] or 'without a name'}, {' '.join(sorted(flags))}, {shown or 'empty'}"
+    return "nothing"
+
+
 def _plain(pid: int) -> Iterator[Area]:
+    for head, sizes, flags in _all(pid):
+        if _is_plain(head, sizes, flags):
+            yield Area(int(head[1], 16), int(head[2], 16), sizes["Rss"] + sizes["Swap"])
+
+
+def _all(pid: int) -> Iterator[tuple[re.Match[str], dict[str, int], frozenset[str]]]:
+    """Every area of a process: its first line, sizes in bytes and flags in smaps (proc_pid_smaps(5))."""
     with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="surrogateescape") as f:
         head: re.Match[str] | None = None
         sizes: dict[str, int] = {}
@@ -120,21 +148,28 @@ def _plain(pid: int) -> Iterator[Area]:
                 if value.endswith("kB\n"):
                     sizes[key] = int(value.split()[0]) << 10
                 continue
-            if head is not None and _is_plain(head, sizes, frozenset(value.split())):
-                yield Area(int(head[1], 16), int(head[2], 16), sizes["Rss"] + sizes["Swap"])
+            if head is not None:
+                yield head, sizes, frozenset(value.split())
             head = None
 
 
 def _is_plain(head: re.Match[str], sizes: dict[str, int], flags: frozenset[str]) -> bool:
-    permissions, offset_inode, name = head[3], head[5], head[6]
     return (
-        permissions in ("rw-p", "rwxp")
-        and offset_inode == "0"
-        and (name in ("", "[heap]") or name.startswith("[anon:"))
+        _is_private(head, flags)
         and sizes.get("Shared_Clean", 1) == sizes.get("Shared_Dirty", 1) == 0
         and sizes.get("Locked", 1) == 0
         and "Rss" in sizes
-        and "Swap" in sizes
+        # they differ when another process has one of its pages in swap too
+        and sizes.get("Swap", 1) == sizes.get("SwapPss", 0)
+    )
+
+
+def _is_private(head: re.Match[str], flags: frozenset[str]) -> bool:
+    permissions, inode, name = head[3], head[5], head[6]
+    return (
+        permissions in ("rw-p", "rwxp")
+        and inode == "0"
+        and (name in ("", "[heap]") or name.startswith("[anon:"))
         and flags <= HARMLESS
     )
 

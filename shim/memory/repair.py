@@ -13,8 +13,9 @@ from contextlib import suppress
 from cryoci import trace
 from cryoci.errors import ConflictError, CryociError, RestoreError
 from cryoci.files import keep
-from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal, stand
+from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal, placement, stand
 from cryoci.shim.memory.journal import Journal, Member
+from cryoci.shim.memory.meter import Meter
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
 
@@ -38,7 +39,7 @@ def repair(record: Record) -> str | None:
     if not any(member.alive for member in found.members):
         _conclude(record, found)
         return f"its processes are gone; {found.directory} holds its memory"
-    bring_back(record, found, Settings().threads)
+    bring_back(record, found, Settings())
     if not os.path.exists(f"{found.directory}/{guard.INVENTORY}"):
         capture.remove(found.directory)  # the dump never was
     return f"{len(found.members)} processes have their memory and run on"
@@ -51,10 +52,10 @@ def abandon(record: Record) -> None:
         forget(record, found)
 
 
-def bring_back(record: Record, found: Journal, threads: int) -> None:
+def bring_back(record: Record, found: Journal, settings: Settings) -> None:
     """Fill the processes if some of their memory is away, and let them go on. Raises as `repair` does."""
     if found.state in ("dropping", "restoring"):
-        _fill(record, found, threads)
+        _fill(record, found, settings)
         found = found.become(record, "filled")
     release(record, found)
 
@@ -80,7 +81,7 @@ def _quiet(pid: int) -> bool:
     return freezer.stopped(pid) and find.status(pid).get("TracerPid") == "0"
 
 
-def _fill(record: Record, found: Journal, threads: int) -> None:
+def _fill(record: Record, found: Journal, settings: Settings) -> None:
     alive = [member for member in found.members if member.alive]
     deadline = time.monotonic() + _SETTLE
     for member in alive:
@@ -106,8 +107,14 @@ def _fill(record: Record, found: Journal, threads: int) -> None:
         tuple(entry for entry in content.chunks if entry[0].vpid in pids),
         content.sources,
     )
-    with trace.span("memory: fill", threads=threads) as span:
-        span["bytes"] = fill.fill(mine, found.directory, pids, threads)
+    size = fill.size(mine, found.directory)
+    plan = placement.for_fill(size, settings)
+    plan.keep(record, "fill")
+    with (
+        trace.span("memory: fill", bytes=size, chosen=plan.text),
+        Meter(record.directory, "fill", size) as meter,
+    ):
+        fill.fill(mine, found.directory, pids, plan.settings.workers, meter.add)
 
 
 def _heal(record: Record, member: Member, found: Journal) -> None:

@@ -46,7 +46,7 @@ def complete(record: Record, init: int, directory: str, settings: Settings) -> N
             f"processes {sorted(missing)} of the container, whose memory is to be filled, are not there"
         )
     freezer.await_stopped(member.pid for member in members)
-    repair.bring_back(record, note, settings.threads)
+    repair.bring_back(record, note, settings)
 
 
 def cancel(record: Record) -> None:

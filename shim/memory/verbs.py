@@ -14,7 +14,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError, RestoreError, UnsupportedError
 from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
-from cryoci.shim.memory import capture, dump, index, repair, stand, undump
+from cryoci.shim.memory import capture, dump, index, prefetch, repair, stand, undump
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
@@ -28,17 +28,22 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
-    Three flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
-    container, with --criu-memory CRIU moves it all, and --memory-parent names images of an earlier checkpoint, whose
-    chunks are linked where they are the same.
+    Five flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
+    container, --memory-returns says that it will be put back, with --criu-memory CRIU moves it all,
+    --memory-parent names images of an earlier checkpoint, whose chunks are linked where they are the same, and
+    --memory-options has KEY=VALUE,... over [memory] of config.toml.
     """
     settings = config.load().memory
+    asked = line.options.get("memory-options")
+    if asked:
+        settings = settings.changed(asked)
     if not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)
     parent = _parent(line)
+    returns = line.has("memory-returns") or (line.has("leave-running") and not line.has("hold-memory"))
     try:
-        note = dump.take_out(record, _init(line, below), directory, settings, parent)
+        note = dump.take_out(record, _init(line, below), directory, settings, parent, returns)
     except UnsupportedError as e:
         failure.say(line, f"CRIU moves all memory itself: {e.message}", e.hint, level="warning")
         note = None
@@ -82,7 +87,8 @@ def restore(line: Invocation, below: Runtime, record: Record, act: Callable[[Inv
         with suppress(FileNotFoundError):
             os.unlink(pid_file)
         if line.has("detach"):
-            status = act(line)
+            with prefetch.ahead(record, directory, config.load().memory):
+                status = act(line)
             if status == 0:
                 _complete(line, below, record, pid_file, directory)
         else:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -122,10 +123,27 @@ class Twins(threading.Thread):
             time.sleep(0.0005)
 
 
+def wait_about(number: int) -> None:
+    """Start a thread that waits for ever, in one of several system calls."""
+    never, _ = os.pipe()
+    waits = (
+        lambda: time.sleep(3600),
+        lambda: select.select([never], [], []),
+        lambda: os.read(never, 1),
+        threading.Event().wait,
+        lambda: signal.sigtimedwait([signal.SIGUSR2], 3600),
+    )
+    threading.Thread(target=waits[number % len(waits)], daemon=True).start()
+
+
 def main() -> None:
-    seed, mib, threads = (int(word) for word in sys.argv[1:4])
+    seed, mib, threads, waiting = (int(word) for word in sys.argv[1:5])
     dice = random.Random(seed)
     areas = lay_out(dice, mib)
+    huge = area(6 << 20)  # at least two huge pages
+    libc.madvise(huge, 6 << 20, HUGE)
+    ctypes.memmove(huge, dice.randbytes(6 << 20), 6 << 20)
+    areas.append((huge, 6 << 20, WRITE))
     me = "parent"
     if os.fork() == 0:
         me = "child"
@@ -140,8 +158,8 @@ def main() -> None:
     twins = [Twins(large + n * PAGE, small + n * PAGE) for n in range(threads)]
     for one in twins:
         one.start()
-    for _ in range(threads // 2):  # threads that wait in system calls
-        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    for number in range(waiting):
+        wait_about(number)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     done = 0
     while True:
@@ -150,6 +168,7 @@ def main() -> None:
                 "digest": digest(areas),
                 "wrong": sum(one.wrong for one in twins),
                 "counts": [one.large.value for one in twins],
+                "threads": threading.active_count(),
             }
             with open(f"/data/{me}.{done}.new", "w") as f:
                 json.dump(told, f)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.node.subject import CONFIG, KINDS, TMPFS, Kind, Subject, runs_on
+from tests.node.test_memory import Pair
 from tests.nodes import workload
 from tests.nodes.machine import Machine
 
@@ -91,6 +92,49 @@ def test_pre_checkpoint(loaded: Machine) -> None:
     node.run([*podman, "container", "restore", f"--import-previous={first}", f"--import={second}"])
     runs_on(before, subject.wait(before["count"] + 3))
     subject.remove()
+
+
+# Pages all private anonymous memory of the processes named by its words out.
+_PAGEOUT = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for pid in map(int, sys.argv[1:]):
+    fd = os.pidfd_open(pid)
+    for line in open(f"/proc/{pid}/maps"):
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if " rw-p 00000000 00:00 0" in line:
+            libc.syscall(440, fd, struct.pack("2Q", start, end - start), 1, 21, 0)
+"""
+
+
+def test_memory_that_was_swapped_out(machine: Machine) -> None:
+    """Out of band, most of it in a swap file: captured, dropped and filled as any other.
+
+    The kernel gives huge pages here unasked, so that the restored child shares the rest of one with its parent.
+    """
+    node = machine
+    assert "[always]" in node.sh("cat /sys/kernel/mm/transparent_hugepage/enabled")
+    node.sh(
+        "dd if=/dev/zero of=/srv/swap bs=1M count=128 status=none; chmod 600 /srv/swap; mkswap -q /srv/swap"
+    )
+    node.sh("swapon /srv/swap")
+    node.write("/srv/pageout.py", _PAGEOUT)
+    try:
+        with Pair(node, "runc", 31) as pair:
+            for words in (("--leave-running",), ()):
+                pids = node.sh("pgrep -f '^python3 -u /app/mosaic'").split()
+                node.run(["python3", "/srv/pageout.py", *pids])
+                swapped = node.sh(f"cat {' '.join(f'/proc/{pid}/status' for pid in pids)} | grep VmSwap")
+                assert sum(int(line.split()[1]) for line in swapped.splitlines()) > 16 << 10, swapped
+                pair.checkpoint(*words)
+                assert pair.moved()
+                if not words:
+                    pair.delete()
+                    pair.restore()
+                pair.must_be_as_before()
+                node.sh(f"rm -rf {pair.images}")
+    finally:
+        node.sh("swapoff /srv/swap; rm -f /srv/swap /etc/cryoci/config.toml")
 
 
 # A controller that v2 has let go is free a moment later.

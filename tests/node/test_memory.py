@@ -14,6 +14,7 @@ import pytest
 from tests.nodes import workload
 from tests.nodes.cluster import Cluster
 from tests.nodes.namespace import NamespaceNode
+from tests.nodes.node import Node
 
 pytestmark = pytest.mark.node
 
@@ -58,6 +59,21 @@ elif place == "half":
 dispatch.main(sys.argv, "/usr/local/bin/cryoci-runtime")
 """
 
+# Runs the runtime, and prints what its meter says last.
+METER = """
+import sys
+sys.path.insert(0, "/opt/cryoci/lib/python3.13/site-packages")
+from cryoci.shim import dispatch
+from cryoci.shim.memory import meter
+
+left = meter.Meter.__exit__
+def leaves(self, *exc):
+    sys.stderr.write(open(self._path).read())
+    left(self, *exc)
+meter.Meter.__exit__ = leaves
+dispatch.main(sys.argv, "/usr/local/bin/cryoci-runtime")
+"""
+
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[NamespaceNode]:
@@ -71,19 +87,29 @@ def node() -> Iterator[NamespaceNode]:
 class Mosaic:
     """A container of mosaic.py, with nothing left of it after the with block."""
 
+    program = MOSAIC
+
     def __init__(
-        self, node: NamespaceNode, kind: str, seed: int, *, mib: int = 60, seccomp: Any = None
+        self,
+        node: Node,
+        kind: str,
+        seed: int,
+        *,
+        mib: int = 60,
+        counting: int = 4,
+        waiting: int = 2,
+        seccomp: Any = None,
     ) -> None:
         self.node, self.kind, self.name = node, kind, f"mosaic-{kind}-{seed}"
         self.base, self.asked = f"/srv/{self.name}", 0
-        self.words = ("python3", "-u", "/app/mosaic.py", str(seed), str(mib), "4")
+        self.words = ("python3", "-u", "/app/mosaic.py", str(seed), str(mib), str(counting), str(waiting))
         self.seccomp = seccomp
         self.before: dict[str, Any] = {}
 
     def __enter__(self) -> Mosaic:
         configure(self.node, self.kind)
         spec = workload.bundle(self.node, self.base)
-        self.node.write(f"{self.base}/rootfs/app/mosaic.py", MOSAIC.read_text())
+        self.node.write(f"{self.base}/rootfs/app/mosaic.py", self.program.read_text())
         spec["process"]["args"] = list(self.words)
         if self.seccomp:
             spec["linux"]["seccomp"] = self.seccomp
@@ -137,6 +163,7 @@ class Mosaic:
             assert now[who]["digest"] == told["digest"], who
             assert now[who]["wrong"] == 0
             assert all(a > b for a, b in zip(now[who]["counts"], told["counts"], strict=True))
+            assert now[who]["threads"] == told["threads"]
         self.before = now
 
     def journal(self) -> dict[str, Any] | None:
@@ -149,10 +176,24 @@ class Mosaic:
         return self.node.sh(f"cd {self.images} && ls | grep cryoci-memory- || true").split()
 
 
-def configure(node: NamespaceNode, kind: str, engine: str = "parallel") -> None:
+class Pair(Mosaic):
+    """A container of pair.py."""
+
+    program = Path(__file__).with_name("pair.py")
+
+
+def configure(node: Node, kind: str, engine: str = "parallel", *more: str) -> None:
     digest = {"runc": "sha256", "crun": "xxh3"}[kind]  # one each
-    memory = f'engine = "{engine}"\nthreshold = "1M"\nchunk = "4M"\ndigest = "{digest}"\n'
-    node.write(CONFIG, f'[runtime]\npath = "{kind}"\n[memory]\n{memory}')
+    lines = (
+        f'path = "{kind}"',
+        "[memory]",
+        f'engine = "{engine}"',
+        'threshold = "1M"',
+        'chunk = "4M"',
+        f'digest = "{digest}"',
+        *more,
+    )
+    node.write(CONFIG, "\n".join(["[runtime]", *lines]) + "\n")
 
 
 @pytest.mark.parametrize("kind", ["runc", "crun"])
@@ -171,6 +212,36 @@ def test_every_byte_is_there_again_and_nothing_ran_without(
         mosaic.must_be_as_before()
         assert mosaic.journal() is None
         assert not node.sh(f"ls /run/cryoci/containers/default/{mosaic.name} | grep images || true")
+
+
+@pytest.mark.parametrize("kind", ["runc", "crun"])
+def test_a_hundred_threads_in_system_calls_and_direct_writes(node: NamespaceNode, kind: str) -> None:
+    with Mosaic(node, kind, 12, mib=30, waiting=96) as mosaic:
+        assert mosaic.before["parent"]["threads"] == 101
+        configure(node, kind, "criu")
+        node.write("/srv/meter.py", METER)
+        argv = ["/opt/cryoci/bin/python", "/srv/meter.py", "checkpoint", "--image-path", mosaic.images]
+        options = "engine=parallel,write=direct,threads=3"
+        seen = node.run([*argv, f"--memory-options={options}", mosaic.name]).stderr.decode().splitlines()
+        phase, done, total, _ = seen[-1].split()
+        assert phase == "capture" and 0 < int(done) <= int(total)
+        chosen = json.loads(node.read(f"/run/cryoci/containers/default/{mosaic.name}/memory-placement.json"))
+        assert chosen["capture"]["chosen"]["write"] in (
+            "direct",
+            "buffered",
+        )  # by the file system below /srv
+        mosaic.delete()
+        mosaic.restore()
+        mosaic.must_be_as_before()
+
+
+@pytest.mark.parametrize("kind", ["runc", "crun"])
+def test_an_area_that_only_the_child_has_out_of_band(node: NamespaceNode, kind: str) -> None:
+    with Pair(node, kind, 13) as pair:
+        pair.checkpoint()
+        pair.delete()
+        pair.restore()
+        pair.must_be_as_before()
 
 
 def test_a_frozen_container_stays_frozen_and_seccomp_is_no_obstacle(node: NamespaceNode) -> None:

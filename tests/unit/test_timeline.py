@@ -43,6 +43,12 @@ def test_steps_during_others_are_deeper() -> None:
     assert found[1].rate == "4,000 MB, 2.0 GB/s"
 
 
+def test_what_was_chosen_is_shown(tmp_path: Path) -> None:
+    (step,) = timeline.steps(line("memory: capture", 1, 1, chosen="write direct: <1.9> GB/s"), 0)
+    assert step.chosen == "write direct: <1.9> GB/s"
+    assert "(write direct: &lt;1.9&gt; GB/s)</title>" in timeline.svg([step], 2)
+
+
 def test_a_line_that_was_cut_off_is_left_out() -> None:
     events = line("dump", 1, 1) + '{"event": "span", "na' + "\n" + line("stop", 2, 1)
     assert [step.name for step in timeline.steps(events, 0)] == ["dump", "stop"]
