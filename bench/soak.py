@@ -141,7 +141,7 @@ def share(node: NamespaceNode, models: Models, phase: Phase, rounds: int, *words
     """Each round is one request, to one and the other in turn: one container leaves, the other comes."""
     with daemon(node, "share", *models.members, *words):
         await_listening(node, 9001)
-        for port in (9000, 9001):
+        for port in (9001, 9000):
             models.ask(port)
         return soak(
             phase,
@@ -188,7 +188,7 @@ def killed(node: NamespaceNode, models: Models, phase: Phase, rounds: int, *word
             client.communicate()
         with daemon(node, "share", *models.members, *words):
             await_listening(node, 9001)
-            for port in (9000, 9001):
+            for port in (9001, 9000):
                 models.ask(port)
             if number % max(1, rounds // _ROWS) == 0 or number == rounds:
                 phase.look(node, "share", number)
