@@ -232,7 +232,7 @@ def main() -> None:
         if options.kills:
             done.append(killed(node, models, Phase("Killed"), options.kills, *words))
         if options.guarded:
-            last = 1 if options.kills else (options.restores or options.parks) % 2  # who was asked last runs
+            last = 0 if options.kills else (options.restores or options.parks) % 2  # who was asked last runs
             model = models.models[last]
             done.append(guard(node, model, Phase("Guarded"), options.guarded))
     grown = [line for phase in done for line in phase.grown()]
