@@ -62,11 +62,13 @@ class Phase:
         self.rows.append((number, *map(min, zip(*seen, strict=True))))
 
     def grown(self) -> list[str]:
-        """What is larger at the end than it was after the first fifth, by more than noise."""
-        early, last = self.rows[min(len(self.rows) - 1, len(self.rows) // 5)], self.rows[-1]
+        """What is always larger in the last third of the rounds than it ever was in the first, by more than noise."""
+        third = max(1, len(self.rows) // 3)
+        early = map(max, zip(*self.rows[:third], strict=True))
+        late = map(min, zip(*self.rows[-third:], strict=True))
         return [
             f"{self.title}: {column} {was} -> {now}"
-            for column, was, now in zip(_COLUMNS[1:], early[1:], last[1:], strict=True)
+            for column, was, now in list(zip(_COLUMNS, early, late, strict=True))[1:]
             if now - was > (_RSS_MIB if column.startswith("memory") else _FEW)
         ]
 
