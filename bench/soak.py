@@ -62,11 +62,13 @@ class Phase:
         self.rows.append((number, *map(min, zip(*seen, strict=True))))
 
     def grown(self) -> list[str]:
-        """What is larger at the end than it was after the first fifth, by more than noise."""
-        early, last = self.rows[min(len(self.rows) - 1, len(self.rows) // 5)], self.rows[-1]
+        """What is always larger in the last third of the rounds than it ever was in the first, by more than noise."""
+        third = max(1, len(self.rows) // 3)
+        early = map(max, zip(*self.rows[:third], strict=True))
+        late = map(min, zip(*self.rows[-third:], strict=True))
         return [
             f"{self.title}: {column} {was} -> {now}"
-            for column, was, now in zip(_COLUMNS[1:], early[1:], last[1:], strict=True)
+            for column, was, now in list(zip(_COLUMNS, early, late, strict=True))[1:]
             if now - was > (_RSS_MIB if column.startswith("memory") else _FEW)
         ]
 
@@ -141,7 +143,7 @@ def share(node: NamespaceNode, models: Models, phase: Phase, rounds: int, *words
     """Each round is one request, to one and the other in turn: one container leaves, the other comes."""
     with daemon(node, "share", *models.members, *words):
         await_listening(node, 9001)
-        for port in (9000, 9001):
+        for port in (9001, 9000):
             models.ask(port)
         return soak(
             phase,
@@ -188,7 +190,7 @@ def killed(node: NamespaceNode, models: Models, phase: Phase, rounds: int, *word
             client.communicate()
         with daemon(node, "share", *models.members, *words):
             await_listening(node, 9001)
-            for port in (9000, 9001):
+            for port in (9001, 9000):
                 models.ask(port)
             if number % max(1, rounds // _ROWS) == 0 or number == rounds:
                 phase.look(node, "share", number)
@@ -232,7 +234,7 @@ def main() -> None:
         if options.kills:
             done.append(killed(node, models, Phase("Killed"), options.kills, *words))
         if options.guarded:
-            last = 1 if options.kills else (options.restores or options.parks) % 2  # who was asked last runs
+            last = 0 if options.kills else (options.restores or options.parks) % 2  # who was asked last runs
             model = models.models[last]
             done.append(guard(node, model, Phase("Guarded"), options.guarded))
     grown = [line for phase in done for line in phase.grown()]
