@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 from cryoci.errors import CryociError
 from cryoci.shim import record
 from cryoci.shim.engines.container import Container
 from cryoci.shim.memory import repair as memory
+
+_SETTLE = 5.0  # seconds
 
 
 def goes_on(container: Container, thaw: Callable[[], None], warnings: list[str]) -> bool:
@@ -20,12 +23,23 @@ def goes_on(container: Container, thaw: Callable[[], None], warnings: list[str])
     try:
         thaw()
     except CryociError:
-        if not ended(container):
-            raise
-        memory.repair(record.Record(container.root, container.id))  # its images are what has the memory
+        deadline = time.monotonic() + _SETTLE
+        while not (ended(container) and _concluded(container)):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
         warnings.append(
             f"container {container.name} has ended since it was dumped: `cryoci restore` brings it back"
         )
+        return False
+    return True
+
+
+def _concluded(container: Container) -> bool:
+    """Leave its memory to its images; False while one of its processes is still on its way out."""
+    try:
+        memory.repair(record.Record(container.root, container.id))
+    except CryociError:
         return False
     return True
 

@@ -31,7 +31,6 @@ POINTS = {
     "ending": ("engines.checkpoint", "_end", "before"),
     "viewed": ("memory.guard", "view", "after"),
     "filling": ("memory.fill", "fill", "after"),
-    "bringing": ("memory.chain", "_bring", "before"),
     "brought": ("memory.chain", "_bring", "after"),
 }
 STATES = ("captured", "dropping", "restoring", "filled")  # the journal has been written
