@@ -9,17 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import hypothesis
 import pytest
 
 from tests.nodes import host
 from tests.nodes.cluster import Cluster
 from tests.nodes.machine import Machine
 from tests.nodes.namespace import NamespaceNode
-
-# An example takes as long as the host is busy; pytest-timeout finds what hangs.
-hypothesis.settings.register_profile("cryoci", deadline=None)
-hypothesis.settings.load_profile("cryoci")
 
 _MACHINES = {"machine", "two_machines", "machine_cluster"}
 

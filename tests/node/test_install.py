@@ -95,7 +95,7 @@ def test_templates_are_taken_by_the_engines(node: NamespaceNode) -> None:
         node.write("/tmp/criu.conf", options)
         assert b"Looks good" in node.run(["criu", "--config", "/tmp/criu.conf", "check"]).stdout
     # podman decodes manifests as Kubernetes does, and then goes as far as it can without a cluster
-    for manifest, goes in (("runtimeclass", b"RuntimeClass"), ("daemonset", b"pod cryoci-install-pod")):
-        node.write("/tmp/m.yaml", (templates / f"kubernetes/{manifest}.yaml").read_text())
+    for manifest, goes in (("runtimeclass", b"RuntimeClass"), ("install", b"pod cryoci-install-pod")):
+        node.write("/tmp/m.yaml", (templates / f"kubernetes/base/{manifest}.yaml").read_text())
         said = node.run(["podman", "--log-level=debug", "kube", "play", "/tmp/m.yaml"], check=False).stderr
         assert goes in said, said

@@ -7,9 +7,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.unit.fake_runtime import FakeNode
+
+# An example takes as long as the host is busy; pytest-timeout finds what hangs.
+hypothesis.settings.register_profile("cryoci", deadline=None)
+hypothesis.settings.load_profile("cryoci")
 
 
 @pytest.fixture
