@@ -22,9 +22,10 @@ from cryoci.errors import CheckpointError, UnsupportedError
 from cryoci.shim.memory import calls, find
 from cryoci.shim.memory.find import Area
 
-_SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 9, 12, 13, 17
+_GETREGS, _SETREGS, _DETACH, _TO_SYSCALL = 12, 13, 17, 24
 _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
-_SUSPEND_SECCOMP = 1 << 21
+_OPTIONS = 1 << 21 | 1  # PTRACE_O_SUSPEND_SECCOMP, PTRACE_O_TRACESYSGOOD
+_AT_SYSCALL = 5 | 0x80  # SIGTRAP, as TRACESYSGOOD marks it
 _WALL = 0x40000000
 _REGISTERS = 27  # struct user_regs_struct (sys/user.h)
 _RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _CS = 10, 12, 13, 14, 15, 16, 17
@@ -119,7 +120,7 @@ def supported() -> bool:
 
 def seize(thread: int) -> None:
     """Attach, and wait for the thread to stop. Raises OSError, CheckpointError."""
-    calls.ptrace(_SEIZE, thread, None, _SUSPEND_SECCOMP)
+    calls.ptrace(_SEIZE, thread, None, _OPTIONS)
     try:
         calls.ptrace(_INTERRUPT, thread)
         _wait(thread)
@@ -172,13 +173,15 @@ def _call(pid: int, saved: Saved, number: int, first: int, second: int, third: i
         registers[place] = value
     set_mask(pid, b"\xff" * 8)  # a signal that comes meanwhile waits
     set_registers(pid, registers)
+    # Not by a single step: if this program died in the midst of one, its SIGTRAP would kill the process.
+    halts = 0
     for _ in range(8):
-        calls.ptrace(_SINGLESTEP, pid)
-        _wait(pid)
+        calls.ptrace(_TO_SYSCALL, pid)
+        halts += _wait(pid) == _AT_SYSCALL  # before the call, and after it
         now = registers_of(pid)
-        if now[_RIP] == at + len(_SYSCALL):
+        if halts == 2 and now[_RIP] == at + len(_SYSCALL):
             return ctypes.c_long(now[_RAX]).value
-        if now[_RIP] != at:
+        if now[_RIP] not in (at, at + len(_SYSCALL)):
             break  # else another stop came first, and nothing was run
     raise CheckpointError(f"process {pid} went elsewhere while its memory was dropped")
 
