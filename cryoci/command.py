@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from cryoci import trace
@@ -55,6 +55,20 @@ def run(
     if check and result.returncode != 0:
         raise ToolError(describe(words, result), hint=hint)
     return result
+
+
+def at_work() -> Iterator[list[str]]:
+    """The command lines of this node's processes, less those without one; one that ends meanwhile is left out."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as f:
+                words = os.fsdecode(f.read()).split("\0")[:-1]
+        except OSError:
+            continue
+        if words:
+            yield words
 
 
 def describe(argv: Sequence[str], result: subprocess.CompletedProcess[bytes]) -> str:

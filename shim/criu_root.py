@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from cryoci.command import run
+from cryoci.command import at_work, run
 
 _NAME = "criu-root"
 _RUNC = "/run/runc"  # for root, without --root (runc's main.go)
@@ -44,11 +44,4 @@ def unmount(directory: str) -> None:
 
 def _at_work(container: str) -> bool:
     """Whether a runtime makes it just now."""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        with suppress(OSError), open(f"/proc/{entry}/cmdline", "rb") as f:
-            words = os.fsdecode(f.read()).split("\0")
-            if os.path.basename(words[0]) in ("runc", "crun") and container in words:
-                return True
-    return False
+    return any(os.path.basename(words[0]) in ("runc", "crun") and container in words for words in at_work())

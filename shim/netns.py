@@ -37,12 +37,17 @@ def within(pid: int, act: Callable[[], T]) -> T:
 
     What `act` opens stays open. Raises OSError, and what `act` raises.
     """
+    return within_path(f"/proc/{pid}/ns/net", "net", act)
+
+
+def within_path(path: str, kind: str, act: Callable[[], T]) -> T:
+    """What `act` returns in the "net" or "uts" namespace at `path`, as in `within`."""
     made: list[T] = []
     failed: list[BaseException] = []
 
     def inside() -> None:
         try:
-            enter(pid)  # this thread alone, and for good
+            _enter(path, kind)  # this thread alone, and for good
             made.append(act())
         except BaseException as e:
             failed.append(e)
@@ -57,12 +62,16 @@ def within(pid: int, act: Callable[[], T]) -> T:
 
 def enter(pid: int, kind: str = "net") -> None:
     """Move this process, for good, into the network (or "uts") namespace of `pid`. Raises OSError."""
+    _enter(f"/proc/{pid}/ns/{kind}", kind)
+
+
+def _enter(path: str, kind: str) -> None:
     import ctypes
 
-    with open(f"/proc/{pid}/ns/{kind}") as namespace:
+    with open(path) as namespace:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(namespace.fileno(), _TYPES[kind]) != 0:
-            raise OSError(ctypes.get_errno(), f"cannot enter the {kind} namespace of {pid}")
+            raise OSError(ctypes.get_errno(), f"cannot enter the {kind} namespace at {path}")
 
 
 def _main(pid: int) -> None:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Literal
+
+from cryoci.command import at_work
 
 _SECONDS = 60.0
 _PERIOD = 0.05
@@ -21,13 +21,6 @@ def await_end(verb: Literal["checkpoint", "restore"], container_id: str, name: s
 
 def _at_work(verb: str, container_id: str, name: str) -> bool:
     """Is there a process like `cryoci-runtime VERB ... ID`, or `podman container restore ... --name=NAME`?"""
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            words = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-        except OSError:
-            continue
-        if verb in words and (words[-1] == container_id or f"--name={name}" in words):
-            return True
-    return False
+    return any(
+        verb in words and (words[-1] == container_id or f"--name={name}" in words) for words in at_work()
+    )

@@ -22,7 +22,7 @@ from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transfer import CopyResult
 from cryoci.ociimage.transport import RegistryOptions
-from cryoci.shim.gpu.preflight import available_memory
+from cryoci.shim.hostmemory import available_memory
 
 SHARE = 4  # without --limit, warm images may take this part of the node's memory: a quarter
 _RESERVE = 20  # of the node's memory, a twentieth stays free

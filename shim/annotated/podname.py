@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cryoci.errors import RestoreError
-
-_CLONE_NEWUTS = 0x04000000
+from cryoci.shim import netns
 
 
 def noted(spec: Mapping[str, Any]) -> Callable[[], None]:
@@ -35,25 +33,10 @@ def noted(spec: Mapping[str, Any]) -> Callable[[], None]:
 
 def _within(path: str, act: Callable[[], None]) -> None:
     """Call `act` in the UTS namespace at `path`, which a thread enters; this process stays where it is."""
-    import ctypes
-
-    failed: list[OSError] = []
-
-    def inside() -> None:
-        try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            with open(path) as namespace:
-                if libc.setns(namespace.fileno(), _CLONE_NEWUTS) != 0:
-                    raise OSError(ctypes.get_errno(), "setns")
-            act()
-        except OSError as e:
-            failed.append(e)
-
-    thread = threading.Thread(target=inside)
-    thread.start()
-    thread.join()
-    if failed:
+    try:
+        netns.within_path(path, "uts", act)
+    except OSError as e:
         raise RestoreError(
-            f"the host name of the pod cannot be kept: {os.strerror(failed[0].errno or 0)} ({path})",
+            f"the host name of the pod cannot be kept: {os.strerror(e.errno or 0)} ({path})",
             hint="its UTS namespace is gone: make the pod again",
-        )
+        ) from e

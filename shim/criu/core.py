@@ -12,8 +12,8 @@ import re
 
 from cryoci.errors import ImageError
 from cryoci.protobuf import Message
+from cryoci.shim.criu import images
 
-_COMMON = 0x54564319
 _TASK, _STATE, _STOPPED = 3, 1, 3  # fields tc and task_state; TASK_STOPPED (criu/include/pid.h)
 _NAME = re.compile(r"core-(\d+)\.img\Z")
 _LIMIT = 16 << 20  # bytes of one image, and more than CRIU writes of any process
@@ -35,7 +35,4 @@ def stopped(directory: str | os.PathLike[str]) -> set[int]:
 
 
 def _state(data: bytes) -> int:
-    size = int.from_bytes(data[8:12], "little")
-    if int.from_bytes(data[:4], "little") != _COMMON:
-        return 0
-    return Message(data[12 : 12 + size]).message(_TASK).number(_STATE)
+    return Message(next(images.messages(data), b"")).message(_TASK).number(_STATE)

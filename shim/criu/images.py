@@ -10,6 +10,7 @@ another (criu/pagemap.c, images/pagemap.proto):
 """
 
 import os
+from collections.abc import Iterator
 
 from cryoci.errors import ImageError
 from cryoci.protobuf import varint
@@ -48,38 +49,44 @@ def _read(path: str) -> tuple[int, int]:
     )
     with open(path, "rb") as f:
         data = f.read(_LIMIT + 1)
-    if len(data) > _LIMIT or int.from_bytes(data[:4], "little") != _COMMON:
+    if len(data) > _LIMIT or int.from_bytes(data[4:8], "little") != _PAGEMAP:
         raise broken
-    if int.from_bytes(data[4:8], "little") != _PAGEMAP:
-        raise broken
-    pages_id, pages, at = -1, 0, 8
+    pages_id, pages = -1, 0
     try:
-        while at < len(data):
-            size = int.from_bytes(data[at : at + 4], "little")
-            at += 4
-            if len(data) - at < size:
-                raise broken
-            fields = _message(data, at, at + size)
-            at += size
+        for message in messages(data):
+            fields = _numbers(message)
             if pages_id < 0:
                 pages_id = fields[1]
             elif fields.get(4, 0 if fields.get(3) else _PRESENT) & _PRESENT:
                 pages += fields.get(5) or fields.get(2, 0)
-    except (ImageError, IndexError, KeyError) as e:
+    except (ImageError, KeyError) as e:
         raise broken from e
     if pages_id < 0:
         raise broken
     return pages_id, pages
 
 
-def _message(data: bytes, at: int, end: int) -> dict[int, int]:
+def _numbers(message: bytes) -> dict[int, int]:
     """Fields of a protobuf message of varints. Raises KeyError for other kinds, ImageError at the end."""
     fields: dict[int, int] = {}
-    while at < end:
-        key, at = varint(data, at)
+    at = 0
+    while at < len(message):
+        key, at = varint(message, at)
         if key & 7:
             raise KeyError(key)
-        fields[key >> 3], at = varint(data, at)
-    if at != end:
-        raise IndexError(at)
+        fields[key >> 3], at = varint(message, at)
     return fields
+
+
+def messages(data: bytes) -> Iterator[bytes]:
+    """The messages of an image of COMMON_MAGIC, one after another. Raises ImageError when it is none, or cut off."""
+    if int.from_bytes(data[:4], "little") != _COMMON:
+        raise ImageError("what should be an image of CRIU is none")
+    at = 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        at += 4
+        if len(data) - at < size:
+            raise ImageError("an image of the checkpoint is cut off")
+        yield data[at : at + size]
+        at += size

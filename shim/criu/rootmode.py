@@ -19,15 +19,15 @@ from cryoci.errors import ImageError
 from cryoci.protobuf import Message
 from cryoci.shim import paths
 from cryoci.shim.bundle import LIMIT
+from cryoci.shim.criu import images
 
 SKIP = "skip-file-rwx-check"
-_COMMON = 0x54564319
 _FS = re.compile(r"fs-(\d+)\.img\Z")
 _ROOT_ID, _ID, _REG, _MODE = 2, 2, 3, 10
 _IMAGE = 256 << 20  # bytes of an image that is read as a whole
 
 
-def lines(images: str, spec: str) -> str:
+def lines(directory: str, spec: str) -> str:
     """For CRIU's configuration: SKIP when the root of the bundle with config.json `spec` has another mode, else "".
 
     What cannot be read says nothing: CRIU reads the same images next, and the runtime the same bundle.
@@ -35,22 +35,22 @@ def lines(images: str, spec: str) -> str:
     try:
         value = json.loads(paths.read(spec, LIMIT) or b"")
         here = os.stat(os.path.join(os.path.dirname(spec), value["root"]["path"])).st_mode
-        there = dumped(images)
+        there = dumped(directory)
     except (OSError, ImageError, ValueError, LookupError, TypeError, RecursionError):
         return ""
     return f"{SKIP}\n" if there is not None and (there ^ here) & 0o777 else ""
 
 
-def dumped(images: str) -> int | None:
+def dumped(directory: str) -> int | None:
     """Mode of the root directory of the container's first process at the dump, if the images tell.
 
     Raises OSError; ImageError for images that are damaged.
     """
-    first = min((int(m[1]) for name in os.listdir(images) if (m := _FS.match(name))), default=None)
+    first = min((int(m[1]) for name in os.listdir(directory) if (m := _FS.match(name))), default=None)
     if first is None:
         return None
-    root_id = next(_messages(f"{images}/fs-{first}.img"), Message(b"")).number(_ROOT_ID, -1)
-    for entry in _messages(f"{images}/files.img"):
+    root_id = next(_messages(f"{directory}/fs-{first}.img"), Message(b"")).number(_ROOT_ID, -1)
+    for entry in _messages(f"{directory}/files.img"):
         if entry.number(_ID) == root_id:
             mode = entry.message(_REG).number(_MODE, -1)
             return mode if mode >= 0 else None
@@ -59,11 +59,4 @@ def dumped(images: str) -> int | None:
 
 def _messages(path: str) -> Iterator[Message]:
     with open(path, "rb") as f:
-        data = f.read(_IMAGE)
-    if int.from_bytes(data[:4], "little") != _COMMON:
-        raise ImageError(f"{path} is no image of CRIU")
-    at = 8
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "little")
-        yield Message(data[at + 4 : at + 4 + size])
-        at += 4 + size
+        return map(Message, images.messages(f.read(_IMAGE)))

@@ -16,6 +16,7 @@ from cryoci.shim.gpu import tasks as processes
 from cryoci.shim.gpu.cuda import Driver
 from cryoci.shim.gpu.nvml import Gpu, Nvml
 from cryoci.shim.gpu.tasks import Task
+from cryoci.shim.hostmemory import available_memory as available_memory
 
 _JOBS = 590  # forked children, by cuda-checkpoint --launch-job
 _IPC = 610  # legacy CUDA IPC, and so NCCL between processes, within a job
@@ -126,15 +127,6 @@ def seen(nvml: Nvml, init: int) -> list[Gpu]:
     visible = set(processes.minors(init))
     gpus = nvml.gpus()
     return [gpu for gpu in gpus if gpu.minor in visible] or gpus
-
-
-def available_memory() -> int:
-    """Bytes of memory that can be had without swapping (MemAvailable)."""
-    with open("/proc/meminfo") as f:
-        for line in f:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 def in_memory(path: str) -> bool:

@@ -169,7 +169,7 @@ def _check_space(chosen: Sequence[Process], directory: str) -> None:
             f"{directory} has {free >> 20} MiB free, and the container's memory needs {need >> 20} MiB",
             hint="free space there, or give another directory",
         )
-    spare = placement.available()
+    spare = placement.available_memory()
     if need > spare and placement.in_memory(directory):
         raise SpaceError(
             f"{directory} is memory, of which this node has {spare >> 20} MiB left, and the container's needs "

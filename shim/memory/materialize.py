@@ -21,6 +21,7 @@ from typing import BinaryIO
 from cryoci import protobuf
 from cryoci.errors import ImageError
 from cryoci.files import sync_directory
+from cryoci.shim.criu import images
 from cryoci.shim.memory import capture, chain, chunk, guard, index
 from cryoci.shim.memory.calls import PAGE, Run
 
@@ -90,7 +91,7 @@ def _pages(
     chunk's count, as they do in a restore.
     """
     data = _read(f"{where}/pagemap-{vpid}.img")
-    messages = list(_messages(data, 8))
+    messages = list(images.messages(data))
     name = f"pages-{_number(messages[0], 1)}.img"
     wide = any(5 in _values(message) for message in messages[1:])
     stored: list[Run] = []
@@ -201,15 +202,6 @@ def _new_entry(start: int, pages: int, flags: int, *, wide: bool) -> bytes:
             protobuf.encode(number << 3) + protobuf.encode(value) for number, value in ((1, start), *counts)
         )
     )
-
-
-def _messages(data: bytes, at: int) -> Iterator[bytes]:
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "little")
-        if len(data) - at - 4 < size:
-            raise ImageError("a pagemap of the checkpoint is cut off")
-        yield data[at + 4 : at + 4 + size]
-        at += 4 + size
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | tuple[int, int], int]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryoci.files import read_json, write_json
+from cryoci.shim.hostmemory import available_memory as available_memory
 from cryoci.shim.memory import sums
 from cryoci.shim.memory.settings import Settings
 from cryoci.shim.record import Record
@@ -70,7 +71,7 @@ def note(record: Record, phase: str, value: dict[str, Any]) -> None:
 
 def for_capture(directory: str, size: int, settings: Settings, *, returns: bool = False) -> Plan:
     """How to write about `size` bytes to `directory`; `returns`: they are read from there soon. Raises OSError."""
-    kind, spare = file_system(directory), available()
+    kind, spare = file_system(directory), available_memory()
     threads, because = _threads(size, settings)
     why = {"threads": because, "write": "as configured", "digest": "as configured"}
     seen: dict[str, float | str] = {"file system": kind, "memory available": spare}
@@ -94,13 +95,9 @@ def for_fill(size: int, settings: Settings) -> Plan:
     """How to read about `size` bytes and write them to memory."""
     threads, because = _threads(size, settings)
     why = {"threads": because}
-    return Plan(dataclasses.replace(settings, threads=threads), why, {"memory available": available()})
-
-
-def available() -> int:
-    """Bytes of memory that can be had without swapping (proc_meminfo(5)). Raises OSError."""
-    with open("/proc/meminfo") as f:
-        return next(int(line.split()[1]) << 10 for line in f if line.startswith("MemAvailable:"))
+    return Plan(
+        dataclasses.replace(settings, threads=threads), why, {"memory available": available_memory()}
+    )
 
 
 def in_memory(directory: str) -> bool:

@@ -42,7 +42,7 @@ def budget(size: int, spare: int) -> int:
 def _start(record: Record, directory: str, settings: Settings) -> _Reader | None:
     try:
         content = index.read(directory)
-        size, spare = fill.size(content, directory), placement.available()
+        size, spare = fill.size(content, directory), placement.available_memory()
         limit = budget(size, spare)
         why = f"{limit >> 20} of {size >> 20} MiB, beside the processes in {spare >> 20} MiB of free memory"
         wanted = settings.prefetch

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cryoci.shim import paths
 from cryoci.shim.engines.container import Container
 
 _SCRIPT = """#!/usr/bin/python3 -IS
@@ -144,6 +145,21 @@ class LiveRuntime:
             "dumps": {"config.dump": {"id": "web"}},
         }
         return Container(**{**values, **changes})
+
+
+@contextmanager
+def stored(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuntime]:
+    """`running` for the command line: with scratch, store and bundles of its own, and a podman that knows nothing."""
+    with running(directory, monkeypatch) as made:
+        monkeypatch.setenv("TMPDIR", str(directory / "scratch"))
+        monkeypatch.setenv("CRYOCI_STORE", str(directory / "store"))
+        monkeypatch.setattr(
+            paths, "bundle_directory", lambda root, container: str(directory / "bundles" / container)
+        )
+        podman = made.program.with_name("podman")
+        podman.write_text("#!/bin/sh\necho 'Error: no such container' >&2; exit 125\n")
+        podman.chmod(0o755)
+        yield made
 
 
 @contextmanager

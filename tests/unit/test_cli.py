@@ -18,22 +18,14 @@ from cryoci.cli import criu_options, main, signals
 from cryoci.errors import ConfigError, CryociError, UsageError
 from cryoci.shim import paths
 from cryoci.shim.criu.options import CriuOptions
-from tests.unit.live_runtime import LiveRuntime, running
+from tests.unit.live_runtime import LiveRuntime, stored
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="checkpoint and restore need root")
 
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuntime]:
-    with running(tmp_path, monkeypatch) as made:
-        monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
-        monkeypatch.setenv("CRYOCI_STORE", str(tmp_path / "store"))
-        monkeypatch.setattr(
-            paths, "bundle_directory", lambda root, container: str(tmp_path / "bundles" / container)
-        )
-        podman = made.program.with_name("podman")
-        podman.write_text("#!/bin/sh\necho 'Error: no such container' >&2; exit 125\n")
-        podman.chmod(0o755)
+    with stored(tmp_path, monkeypatch) as made:
         yield made
 
 

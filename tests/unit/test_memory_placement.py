@@ -70,7 +70,7 @@ def test_a_capture_goes_past_the_page_cache_where_that_was_faster(
     because: str,
 ) -> None:
     monkeypatch.setattr(placement, "measure", lambda directory: rates)
-    monkeypatch.setattr(placement, "available", lambda: spare)
+    monkeypatch.setattr(placement, "available_memory", lambda: spare)
     monkeypatch.setattr(placement, "file_system", lambda directory: "ext4")
     plan = placement.for_capture(str(tmp_path), 4 * GIB, Settings())
     assert plan.settings.write == chosen and because in plan.why["write"]
@@ -152,7 +152,7 @@ def test_what_was_chosen_is_kept_for_debug_and_outlives_the_record(record: Recor
 def test_a_directory_in_memory_needs_that_memory(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process = Process(1, 1, 1, (Found(PAGE, 9 * PAGE, 2 << 20),))
     dump._check_space([process], memory)
-    monkeypatch.setattr(placement, "available", lambda: 1 << 20)
+    monkeypatch.setattr(placement, "available_memory", lambda: 1 << 20)
     with pytest.raises(SpaceError, match="is memory, of which this node has 1 MiB left"):
         dump._check_space([process], memory)
 
@@ -211,7 +211,7 @@ def test_files_are_read_ahead_within_the_budget(
     with prefetch.ahead(record, directory, Settings(prefetch=False)):
         pass
     assert not any(map(in_cache, paths))
-    monkeypatch.setattr(placement, "available", lambda: 1 << 40)
+    monkeypatch.setattr(placement, "available_memory", lambda: 1 << 40)
     started: list[prefetch._Reader] = []
     start = prefetch._start
 
@@ -226,7 +226,7 @@ def test_files_are_read_ahead_within_the_budget(
     with prefetch.ahead(record, directory, Settings()):
         assert all(map(in_cache, paths))
     evict(paths)
-    monkeypatch.setattr(placement, "available", lambda: (96 + 2 * 70) << 20)
+    monkeypatch.setattr(placement, "available_memory", lambda: (96 + 2 * 70) << 20)
     with prefetch.ahead(record, directory, Settings()):
         read = sum(map(in_cache, paths))
         assert 60 <= read <= 80  # the kernel reads a little further

@@ -19,14 +19,13 @@ from cryoci.ociimage.compat import Node
 from cryoci.ociimage.criu import areas
 from cryoci.ociimage.criu.memory import Area
 from cryoci.page import text
-from cryoci.shim import paths
 from cryoci.timeline import Recorded, Step
 from cryoci.uses import memory_map, report, reporting
 from cryoci.uses.report_page import page
 from tests import pages
 from tests.unit import criu_images as made
 from tests.unit.criu_images import image, message
-from tests.unit.live_runtime import LiveRuntime, running
+from tests.unit.live_runtime import LiveRuntime, stored
 
 HOSTILE = '"><script>document.title="taken"</script><img src=http://x.example/a onerror=alert(1)>\u202e\x1b[31m</td>'
 CHUNK = 0x7E0000000000  # 512 pages out of band, 100 of them stored
@@ -179,15 +178,7 @@ def test_text_is_bounded_and_harmless() -> None:
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRuntime]:
-    with running(tmp_path, monkeypatch) as runtime:
-        monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
-        monkeypatch.setenv("CRYOCI_STORE", str(tmp_path / "store"))
-        monkeypatch.setattr(
-            paths, "bundle_directory", lambda root, container: str(tmp_path / "bundles" / container)
-        )
-        podman = runtime.program.with_name("podman")
-        podman.write_text("#!/bin/sh\necho 'Error: no such container' >&2; exit 125\n")
-        podman.chmod(0o755)
+    with stored(tmp_path, monkeypatch) as runtime:
         yield runtime
 
 
