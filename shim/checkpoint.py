@@ -91,9 +91,7 @@ def _gpus(
     if settings.engine == "plugin":
         timeout = settings.lock_timeout
         return plugin.dumping(line, below, chosen, images=directory, timeout=timeout, criu=criu.path)
-    return dumping(
-        line, below, record, images=directory, lock_seconds=settings.lock_timeout, criu=criu.version
-    )
+    return dumping(line, below, record, images=directory, settings=settings, criu=criu.version)
 
 
 def devices_of(facts: dict[str, Any]) -> Any:

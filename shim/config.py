@@ -27,10 +27,11 @@ GPU_ENGINES = ("driver", "plugin", "none")
 
 @dataclasses.dataclass(frozen=True)
 class GpuSettings:
-    """[gpu]: who drives CUDA, and the seconds that a lock may wait for work on a GPU to end."""
+    """[gpu]: who drives CUDA, the seconds that a lock may wait for work on a GPU to end, gpu/prefault.py."""
 
     engine: str = "driver"
     lock_timeout: int = 60
+    prefault: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def parse(values: dict[str, Any]) -> Config:
 
 
 def _gpu(table: dict[str, Any]) -> GpuSettings:
-    known = {"engine": GPU_ENGINES, "lock-timeout": int}
+    known = {"engine": GPU_ENGINES, "lock-timeout": int, "prefault": bool}
     for key in table:
         if key not in known:
             raise unknown_key(key, known, "[gpu]")
@@ -127,7 +128,10 @@ def _gpu(table: dict[str, Any]) -> GpuSettings:
         raise ConfigError(
             f"[gpu] lock-timeout is {timeout!r}", hint="write a whole number of seconds from 1 to 86400"
         )
-    return GpuSettings(engine, timeout)
+    prefault = table.get("prefault", GpuSettings.prefault)
+    if not isinstance(prefault, bool):
+        raise ConfigError(f"[gpu] prefault is {prefault!r}", hint="write true or false")
+    return GpuSettings(engine, timeout, prefault)
 
 
 def resolve(config: Config, launcher: str) -> str:

@@ -62,6 +62,7 @@ def hold(
         int(container.state().get("pid", 0)),
         purpose,
         lock_seconds=settings.lock_timeout,
+        prefault=settings.prefault,
         images=None if images is None else str(images),
         running=running,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from cryoci.shim import paths
 from cryoci.shim.argv import Invocation
@@ -19,6 +20,9 @@ from cryoci.shim.gpu import tasks
 from cryoci.shim.gpu.hold import Hold, take
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
+
+if TYPE_CHECKING:
+    from cryoci.shim.config import GpuSettings
 
 
 class Dumping:
@@ -40,7 +44,7 @@ class Dumping:
 
 @contextmanager
 def dumping(
-    line: Invocation, below: Runtime, record: Record, *, images: str, lock_seconds: float, criu: int
+    line: Invocation, below: Runtime, record: Record, *, images: str, settings: GpuSettings, criu: int
 ) -> Iterator[Dumping]:
     """Bring the container's CUDA processes out of their GPUs for a with block around the dump.
 
@@ -55,7 +59,8 @@ def dumping(
         record,
         pid,
         "checkpoint",
-        lock_seconds=lock_seconds,
+        lock_seconds=settings.lock_timeout,
+        prefault=settings.prefault,
         images=images,
         running=lambda: runtime_below.thawed(line, below),
     )

@@ -8,12 +8,14 @@ error undoes in reverse what was done, and leaves each process in the state in w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, RestoreError, UnsupportedError
 from cryoci.shim.gpu.cuda import Code, CudaError, Driver, State
+from cryoci.shim.gpu.prefault import THREADS, ahead
 from cryoci.shim.gpu.tasks import Task, environment
 
 JOBS = 16
@@ -26,10 +28,12 @@ def suspend(
     *,
     lock_ms: int,
     note: Callable[[list[Task]], None] = lambda tasks: None,
+    prefault: bool = True,
 ) -> list[Task]:
     """Lock and checkpoint the CUDA processes that `find` returns; returns them all.
 
     `note` is told of them before anything is done to one. Processes that are found checkpointed stay so.
+    `prefault`: see shim/gpu/prefault.py.
     Raises CudaError and others; each process is then as it was, or CheckpointError says which is not.
     """
     known: dict[int, Task] = {}
@@ -49,7 +53,10 @@ def suspend(
                 "new CUDA processes keep appearing in the container",
                 hint="try again when it has started up",
             )
-        _all(touched, lambda task: _checkpoint(driver, task))
+        threads = 0
+        if prefault and touched:
+            threads = min(THREADS, os.cpu_count() or 1) // (1 if sequential(touched) else len(touched))
+        _all(touched, lambda task: _checkpoint(driver, task, threads))
     except BaseException as e:
         _undo(driver, touched, e)
         raise
@@ -113,8 +120,9 @@ def _lock(driver: Driver, task: Task, timeout_ms: int) -> None:
     _expect(driver, task, State.LOCKED, "lock")
 
 
-def _checkpoint(driver: Driver, task: Task) -> None:
-    with trace.span(f"driver: checkpoint of {task.pid}", bytes=sum(task.vram.values())):
+def _checkpoint(driver: Driver, task: Task, threads: int) -> None:
+    size = sum(task.vram.values())
+    with trace.span(f"driver: checkpoint of {task.pid}", bytes=size), ahead(task.pid, size, threads):
         driver.checkpoint(task.pid)
     _expect(driver, task, State.CHECKPOINTED, "checkpoint")
 

@@ -130,15 +130,16 @@ def take(
     purpose: Purpose,
     *,
     lock_seconds: float,
+    prefault: bool = True,
     images: str | None = None,
     running: Running = nothing,
 ) -> Hold | None:
     """Bring the CUDA processes of the container out of their GPUs; None when it has none.
 
     `running` gives a with block in which the container is not frozen, here and at its release. `images` is the
-    directory that their memory goes to next. What a parked container or a living caller holds already is returned
-    as not ours; what a dead one left is brought back first. Raises what `preflight` and the driver raise;
-    nothing is held then.
+    directory that their memory goes to next; `prefault` as engine.suspend has it. What a parked container or a
+    living caller holds already is returned as not ours; what a dead one left is brought back first. Raises what
+    `preflight` and the driver raise; nothing is held then.
     """
     left = load(record)
     if left is not None:
@@ -172,7 +173,7 @@ def take(
 
         with deferred(), running():
             try:
-                engine.suspend(driver, find, lock_ms=int(lock_seconds * 1000), note=note)
+                engine.suspend(driver, find, lock_ms=int(lock_seconds * 1000), note=note, prefault=prefault)
             except BaseException:
                 if _all_run(driver, hold.dump):  # else the journal stays, for `repair`
                     hold.forget()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -29,6 +30,8 @@ _libc.syscall.restype = ctypes.c_long
 _PAGEMAP_SCAN = 0xC0606610
 _PRESENT, _SWAPPED, _ZERO = 1 << 3, 1 << 4, 1 << 5
 _REGIONS = 4096
+TOUCHED = 1024 * PAGE  # PVM_MAX_USER_PAGES: what process_vm_writev takes at a time
+_NOTHING = PAGE  # no program has anything there (vm.mmap_min_addr)
 _KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_VM = 1
 _CACHESTAT = 451  # on every kind of machine
@@ -53,6 +56,20 @@ def write(pid: int, runs: Sequence[Run], address: int) -> int:
 def equal(first: int, second: int, size: int) -> bool:
     """Whether the bytes at two of our own addresses are the same; other threads run meanwhile."""
     return bool(_libc.memcmp(first, second, size) == 0)
+
+
+def touch(pid: int, start: int) -> bool:
+    """Fault in TOUCHED bytes of `pid` at `start`, as a write to them would. False once it is gone.
+
+    Nothing is written: it comes from an address of ours that has no memory. The kernel first gets as many of the
+    other's pages as it takes at a time, then has nothing to copy (EFAULT; process_vm_rw_single_vec in
+    mm/process_vm_access.c).
+    """
+    try:
+        _transfer(_libc.process_vm_writev, "process_vm_writev", pid, [(start, TOUCHED)], _NOTHING)
+    except OSError as e:
+        return e.errno == errno.EFAULT
+    return True
 
 
 def _transfer(call: ctypes._NamedFuncPointer, name: str, pid: int, runs: Sequence[Run], address: int) -> int:
