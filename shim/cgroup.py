@@ -26,7 +26,7 @@ def tree(pid: int) -> list[int]:
 
 def processes(pid: int) -> list[int]:
     """The processes in the cgroup of `pid` and below it; [] where there is no cgroup v2 of its own."""
-    home = _path(pid)
+    home = path_of(pid)
     if home is None:
         return []
     found: list[int] = []
@@ -41,9 +41,21 @@ def processes(pid: int) -> list[int]:
     return found
 
 
+def populated(path: str | None) -> bool:
+    """Is a thread alive in the cgroup or below it (cgroup-v2.rst, cgroup.events)? False where there is none.
+
+    A process whose first thread is a zombie can have others that still give back its memory, and then its files.
+    """
+    try:
+        with open(f"{_MOUNT}{path}/cgroup.events") as f:
+            return "populated 1" in f.read()
+    except OSError:
+        return False
+
+
 def memory_left(pid: int) -> int | None:
     """Bytes until the tightest memory limit above `pid`; None without a limit (cgroup-v2.rst, memory.max)."""
-    path = _path(pid)
+    path = path_of(pid)
     least: int | None = None
     while path:
         try:
@@ -75,12 +87,12 @@ def gather(pid: int) -> int:
 
     cgroup v2 only: 0 where there is none. Cgroups below that of `pid` count as inside. Raises OSError.
     """
-    home = _path(pid)
+    home = path_of(pid)
     if home is None:
         return 0
     moved = 0
     for _ in range(3):  # a stray that forks meanwhile leaves another stray
-        strays = [one for one in tree(pid) if not _inside(_path(one), home)]
+        strays = [one for one in tree(pid) if not _inside(path_of(one), home)]
         for stray in strays:
             try:
                 with open(f"{_MOUNT}{home}/cgroup.procs", "w") as f:
@@ -107,8 +119,9 @@ def remove(path: str) -> None:
             continue
 
 
-def _path(pid: int) -> str | None:
-    """The cgroup v2 of a process as this cgroup namespace names it; None without, and for the root."""
+def path_of(pid: int) -> str | None:
+    """The cgroup v2 of a process, below /sys/fs/cgroup, by its name in this cgroup namespace; None without, and for
+    the root."""
     try:
         with open(f"/proc/{pid}/cgroup") as f:
             for line in f:

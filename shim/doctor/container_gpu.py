@@ -6,6 +6,7 @@ from __future__ import annotations
 from cryoci.shim.doctor import container, gpus
 from cryoci.shim.doctor.check import Check
 from cryoci.shim.doctor.container import Subject
+from cryoci.shim.gpu import coupled
 
 _JOB = 610  # first branch that checkpoints CUDA IPC, within a job (NVIDIA/cuda-checkpoint#56)
 _NONE = "no process uses CUDA"
@@ -50,9 +51,9 @@ def managed(subject: Subject) -> Check:
 
 
 def shared(subject: Subject) -> Check:
-    """GPU memory that processes share: NCCL's communicators by their threads, PyTorch's tensors by its shared files.
+    """GPU memory that processes share (shim/gpu/coupled.py).
 
-    A program's own cudaIpcGetMemHandle leaves no trace outside of it (looked for on an H100, driver 580).
+    A program's own cuIpcOpenMemHandle leaves no trace outside of it (looked for on an H200, driver 580).
     """
     name, tested = "container.gpu-ipc", "processes do not share GPU memory (NCCL, CUDA IPC)"
     found = users(subject)
@@ -62,7 +63,8 @@ def shared(subject: Subject) -> Check:
         return Check(name, tested, "ok", "one process")
     version = gpus.driver_version(subject.facts)
     job = version is not None and int(version.split(".")[0]) >= _JOB
-    speaking = [pid for pid in found if _nccl(subject, pid)]
+    proc = str(subject.facts.at("/proc"))
+    speaking = [pid for pid in found if coupled.nccl(pid, proc)]
     if speaking:
         fix = (
             "start them as one job (cuda-checkpoint --launch-job), with NCCL_CUMEM_ENABLE=0 and NCCL_NVLS_ENABLE=0"
@@ -73,21 +75,15 @@ def shared(subject: Subject) -> Check:
         return Check(
             name, tested, "warn" if job else "fail", f"processes {who} speak NCCL with each other", fix
         )
-    files = set(subject.mapping("/dev/shm/torch_")) & set(found)
-    if len(files) > 1:
-        who = ", ".join(map(str, sorted(files)))
+    files = [(pid, name) for pid in found for name in coupled.tensors(pid, proc)]
+    names = [name for _, name in files]
+    sharing = sorted({pid for pid, name in files if names.count(name) > 1})
+    if sharing:
+        who = ", ".join(map(str, sharing))
         fix = f"close tensors that came from other processes first, or use driver {_JOB} and one job"
-        return Check(name, tested, "warn", f"processes {who} share PyTorch tensors, perhaps on the GPU", fix)
+        said = f"processes {who} share PyTorch tensors on a GPU"
+        return Check(name, tested, "warn" if job else "fail", said, fix)
     return Check(name, tested, "ok", f"{len(found)} processes, no sign of it")
-
-
-def _nccl(subject: Subject, pid: int) -> bool:
-    """Has it a communicator? NCCL names its threads (src/proxy.cc)."""
-    tasks = f"/proc/{pid}/task"
-    return any(
-        (subject.facts.read(f"{tasks}/{tid}/comm") or "").startswith("NCCL ")
-        for tid in subject.facts.names(tasks)
-    )
 
 
 CHECKS = (programs, managed, shared)

@@ -102,7 +102,9 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         undo.callback(journal.unlink, missing_ok=True)
         undo.push(lambda kind, error, trace: _back(container, was_paused, error))
         # restored by a plain crun, it has processes that its freezer does not reach
-        cgroup.gather(int(container.state().get("pid", 0)))
+        init = int(container.state().get("pid", 0))
+        cgroup.gather(init)
+        group = cgroup.path_of(init)
         if container.status != "paused":
             _timed(done, "freeze", lambda: container.call("pause"))
         moving = _moves_connections(options)
@@ -136,7 +138,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         try:
             if not options.leave_running:
                 with deferred():  # half ended it would be neither here nor there
-                    _timed(done, "stop", lambda: _end(container, gone=moving))
+                    _timed(done, "stop", lambda: _end(container, group, gone=moving))
                     if held is not None:
                         held.end()
         finally:
@@ -358,17 +360,20 @@ def _back(container: Container, was_paused: bool, error: BaseException | None) -
     return False
 
 
-def _end(container: Container, *, gone: bool) -> None:
-    """End the container: its checkpoint is stored. It is frozen, so it does not run between the two."""
+def _end(container: Container, group: str | None, *, gone: bool) -> None:
+    """End the container: its checkpoint is stored. It is frozen, so it does not run between the two.
+
+    `group`, its cgroup, is waited for: a large process has its sockets until all of its memory is given back.
+    """
     if not gone:
         container.call("kill", after=("KILL",), check=False)
         container.call("resume", check=False)  # cgroup v1: a frozen task dies only when thawed
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        if outlived.ended(container):
+        if outlived.ended(container) and not cgroup.populated(group):
             break
         time.sleep(0.05)
-    else:
+    if not outlived.ended(container):
         raise CheckpointError(
             f"container {container.name} did not end within {_STOP_SECONDS:g} s of its checkpoint",
             hint="the checkpoint is stored; end the container by its engine",

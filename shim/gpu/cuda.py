@@ -65,7 +65,8 @@ _HINTS = {
     Code.NOT_PERMITTED: "run it as root, on the host",
     Code.OPERATING_SYSTEM: "the driver could not reach the process: it needs root, /dev/nvidia* and /proc of the "
     "process; after a restore that failed for want of memory this process cannot be restored any more",
-    Code.INVALID_VALUE: "the device map must name every GPU that the process saw, and others of the same chip",
+    Code.INVALID_VALUE: "the device map must name every GPU that the process saw, and others of the same chip; or the "
+    "process had opened GPU memory of another one (CUDA IPC), which drivers before 610 take out and never bring back",
     Code.ILLEGAL_STATE: "something else operates on the process, such as CRIU's CUDA plugin or cuda-checkpoint",
 }
 

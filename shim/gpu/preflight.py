@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cryoci.errors import ConflictError, SpaceError, UnsupportedError
 from cryoci.shim import cgroup
+from cryoci.shim.gpu import coupled
 from cryoci.shim.gpu import tasks as processes
 from cryoci.shim.gpu.cuda import Driver
 from cryoci.shim.gpu.nvml import Gpu, Nvml
@@ -49,13 +50,8 @@ def check(nvml: Nvml, driver: Driver, init: int, tasks: Sequence[Task], gpus: Se
                 "checkpoint",
                 hint="allocate with cudaMalloc instead of cudaMallocManaged",
             )
-    speaking = [task for task in tasks if nccl(task.pid)]
-    if len(tasks) > 1 and speaking and branch < _IPC:
-        raise UnsupportedError(
-            f"processes {', '.join(str(task.pid) for task in speaking)} speak NCCL with each other, which driver "
-            f"{nvml.driver} cannot checkpoint",
-            hint=f"install driver {_IPC} or newer, or destroy the process group before the checkpoint",
-        )
+    if len(tasks) > 1 and branch < _IPC:
+        _check_sharing(nvml.driver, tasks)
     known = {task.pid for task in tasks}
     for pid in processes.members(init):
         held = processes.open_devices(pid) if pid not in known else []
@@ -66,6 +62,27 @@ def check(nvml: Nvml, driver: Driver, init: int, tasks: Sequence[Task], gpus: Se
                 hint="start such children by spawn or forkserver (PyTorch DataLoader: "
                 f"multiprocessing_context='forkserver', or num_workers=0), or use driver {_JOBS} with "
                 "cuda-checkpoint --launch-job",
+            )
+
+
+def _check_sharing(driver: str, tasks: Sequence[Task]) -> None:
+    speaking = [task.pid for task in tasks if coupled.nccl(task.pid)]
+    if speaking:
+        raise UnsupportedError(
+            f"processes {', '.join(map(str, speaking))} speak NCCL with each other, and driver {driver} could not "
+            "restore them",
+            hint=f"install driver {_IPC} or newer, or destroy the process group before the checkpoint",
+        )
+    users: dict[bytes, list[int]] = {}
+    for task in tasks:
+        for name in coupled.tensors(task.pid):
+            users.setdefault(name, []).append(task.pid)
+    for pids in users.values():
+        if len(pids) > 1:
+            raise UnsupportedError(
+                f"processes {', '.join(map(str, pids))} share PyTorch tensors on a GPU (CUDA IPC), and driver "
+                f"{driver} could not restore them",
+                hint=f"install driver {_IPC} or newer, or close the tensors that came from another process first",
             )
 
 
@@ -108,15 +125,10 @@ def vram(tasks: Sequence[Task]) -> int:
     return sum(sum(task.vram.values()) for task in tasks)
 
 
-def nccl(pid: int) -> bool:
-    """Has the process a NCCL communicator? It names its threads (NCCL, src/proxy.cc)."""
-    return any(name.startswith("NCCL ") for name, _ in processes.threads(pid))
-
-
 def flags(tasks: Sequence[Task]) -> dict[str, bool]:
     """What a restore elsewhere, or a person who reads the image, may want to know."""
     return {
-        "nccl": any(nccl(task.pid) for task in tasks),
+        "nccl": any(coupled.nccl(task.pid) for task in tasks),
         "uvm": any(processes.managed(task.pid) for task in tasks),
         "job": any("CUDA_CHECKPOINT_JOB_FILE" in processes.environment(task.pid) for task in tasks),
     }
