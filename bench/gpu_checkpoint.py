@@ -114,12 +114,15 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--timelines", type=Path, default=Path("/tmp"), help="where the timelines go")
     parser.add_argument("--huge", action="store_true", help="a tmpfs of huge pages")
+    parser.add_argument(
+        "--used-once", action=argparse.BooleanOptionalAction, default=True, help="use all memory once before"
+    )
     asked = parser.parse_args()
     if asked.huge:
         BASE.mkdir(parents=True, exist_ok=True)
         options = "size=60%,huge=always"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(BASE)], check=True)
-    for _ in range(4):  # it may grow by that
+    for _ in range(4 if asked.used_once else 0):  # it may grow by that
         print(used_once(), file=sys.stderr, flush=True)
         if preflight.available_memory() > 2.5 * max(asked.gib) * (1 << 30):
             break

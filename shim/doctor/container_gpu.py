@@ -75,14 +75,11 @@ def shared(subject: Subject) -> Check:
         return Check(
             name, tested, "warn" if job else "fail", f"processes {who} speak NCCL with each other", fix
         )
-    files = [(pid, name) for pid in found for name in coupled.tensors(pid, proc)]
-    names = [name for _, name in files]
-    sharing = sorted({pid for pid, name in files if names.count(name) > 1})
-    if sharing:
-        who = ", ".join(map(str, sharing))
-        fix = f"close tensors that came from other processes first, or use driver {_JOB} and one job"
-        said = f"processes {who} share PyTorch tensors on a GPU"
-        return Check(name, tested, "warn" if job else "fail", said, fix)
+    for pid in found:
+        if count := coupled.tensors(pid, proc):
+            fix = f"delete tensors that came from other processes first, or use driver {_JOB} and one job"
+            said = f"others use {count} PyTorch tensors of process {pid} on a GPU"
+            return Check(name, tested, "warn" if job else "fail", said, fix)
     return Check(name, tested, "ok", f"{len(found)} processes, no sign of it")
 
 

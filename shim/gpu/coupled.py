@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 
-# mm: address range, permissions, then the file. 10,000 counters of 8 bytes and 64 of a header: PyTorch's counts of
-# who uses a CUDA tensor that was sent to another process (torch/csrc/CudaIPCTypes.h, CUDA_IPC_REF_COUNTER_FILE_SIZE).
-_COUNTERS = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-s .*?(/dev/shm/torch_\S+)", re.MULTILINE)
-_COUNTERS_SIZE = 80 << 10
+# PyTorch's counts of who uses a CUDA tensor that was sent to another process, 8 bytes each, behind a header: shared
+# memory of the sender (torch/csrc/CudaIPCTypes.h, CUDA_IPC_REF_COUNTER_FILE_SIZE; aten/src/ATen/MapAllocator.cpp).
+_COUNTERS = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-s .*?/dev/shm/torch_", re.MULTILINE)
+_HEADER, _COUNTS = 64, 8 * 10_000
+_MAPPED = 80 << 10  # in pages
 
 
 def nccl(pid: int, proc: str = "/proc") -> bool:
@@ -44,19 +46,22 @@ def nccl(pid: int, proc: str = "/proc") -> bool:
     return False
 
 
-def tensors(pid: int, proc: str = "/proc") -> set[bytes]:
-    """Files by which PyTorch counts the users of CUDA tensors that this process has sent or received."""
-    return {
-        name
-        for start, end, name in _COUNTERS.findall(_read(f"{proc}/{pid}/maps"))
-        if int(end, 16) - int(start, 16) == _COUNTERS_SIZE
-    }
+def tensors(pid: int, proc: str = "/proc") -> int:
+    """How many CUDA tensors that the process has sent to others by PyTorch are in use there."""
+    found = 0
+    for first, last in _COUNTERS.findall(_read(f"{proc}/{pid}/maps")):
+        start = int(first, 16)
+        if int(last, 16) - start == _MAPPED:
+            counts = _read(f"{proc}/{pid}/mem", start + _HEADER, _COUNTS)
+            found += sum(count > 0 for (count,) in struct.iter_unpack("q", counts[: len(counts) // 8 * 8]))
+    return found
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, at: int = 0, size: int = -1) -> bytes:
     try:
-        with open(path, "rb") as f:
-            return f.read()
+        with open(path, "rb", buffering=0) as f:
+            f.seek(at)
+            return (f.read(size) if size >= 0 else f.readall()) or b""
     except OSError:
         return b""
 

@@ -73,16 +73,12 @@ def _check_sharing(driver: str, tasks: Sequence[Task]) -> None:
             "restore them",
             hint=f"install driver {_IPC} or newer, or destroy the process group before the checkpoint",
         )
-    users: dict[bytes, list[int]] = {}
     for task in tasks:
-        for name in coupled.tensors(task.pid):
-            users.setdefault(name, []).append(task.pid)
-    for pids in users.values():
-        if len(pids) > 1:
+        if count := coupled.tensors(task.pid):
             raise UnsupportedError(
-                f"processes {', '.join(map(str, pids))} share PyTorch tensors on a GPU (CUDA IPC), and driver "
-                f"{driver} could not restore them",
-                hint=f"install driver {_IPC} or newer, or close the tensors that came from another process first",
+                f"process {task.pid} ({task.comm}) has sent PyTorch tensors on a GPU to others, which use {count} of "
+                f"them (CUDA IPC), and driver {driver} could not restore those",
+                hint=f"install driver {_IPC} or newer, or delete what came from another process first",
             )
 
 

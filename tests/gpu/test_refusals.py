@@ -165,7 +165,7 @@ def test_tensors_of_another_process(kind: str) -> None:
             driver = management.driver
         if kind == "cuda" and int(driver.split(".")[0]) < 610:
             said = made.node.refused("park", made.name)
-            assert "share PyTorch tensors on a GPU" in said
+            assert "has sent PyTorch tensors on a GPU to others" in said
         else:
             made.node.cryoci("park", made.name)
             made.node.cryoci("unpark", made.name)

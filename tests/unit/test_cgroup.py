@@ -23,8 +23,8 @@ ctypes.CDLL(None).syscall(60, 0)
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or not (_HOME / "cgroup.procs").exists() or not os.access(_HOME, os.W_OK),
-    reason="makes a cgroup: needs root and cgroup v2",
+    os.geteuid() != 0 or not (_HOME / "cgroup.controllers").exists() or not os.access(_HOME, os.W_OK),
+    reason="makes a cgroup: needs root and cgroup v2 at /sys/fs/cgroup",
 )
 def test_a_process_without_its_first_thread_is_still_there() -> None:
     name = f"/cryoci-test-{os.getpid()}"

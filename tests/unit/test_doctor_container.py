@@ -161,9 +161,11 @@ def test_managed_memory(tmp_path: Path, maps: str, verdict: str) -> None:
 
 CUDA = {"/proc/1/maps": "/dev/nvidia0\n", "/proc/2/maps": "/dev/nvidia0\n"}
 NCCL = {"/proc/1/task/9/comm": "NCCL Service\n", "/proc/2/task/8/comm": "NCCL Progress\n"}
-_MAP = "/dev/nvidia0\n7f0000000000-7f00000{}000 rw-s 00000000 00:28 5  /dev/shm/torch_7_1_0 (deleted)\n"
-TORCH = dict.fromkeys(CUDA, _MAP.format("14"))
-TENSORS = dict.fromkeys(CUDA, _MAP.format("15"))  # of the host
+TORCH = {
+    **CUDA,
+    "/proc/1/maps": "/dev/nvidia0\n00001000-00015000 rw-s 00000000 00:28 5  /dev/shm/torch_7_1_0 (deleted)\n",
+    "/proc/1/mem": "\0" * (4096 + 64) + "\1" + "\0" * 79_999,
+}
 
 
 @pytest.mark.parametrize(
@@ -174,10 +176,9 @@ TENSORS = dict.fromkeys(CUDA, _MAP.format("15"))  # of the host
         ({**CUDA, "/proc/1/task/9/comm": "python3\n"}, "ok", "no sign"),
         ({**CUDA, **NCCL}, "fail", "1, 2 speak NCCL"),
         ({**CUDA, **NCCL, "/sys/module/nvidia/version": "610.1"}, "warn", "speak NCCL"),
-        ({**CUDA, **TORCH}, "fail", "1, 2 share PyTorch tensors"),
-        ({**CUDA, **TORCH, "/sys/module/nvidia/version": "610.1"}, "warn", "PyTorch tensors"),
-        ({**CUDA, "/proc/1/maps": TORCH["/proc/1/maps"]}, "ok", "no sign"),
-        ({**CUDA, **TENSORS}, "ok", "no sign"),
+        (TORCH, "fail", "1 PyTorch tensors of process 1"),
+        ({**TORCH, "/sys/module/nvidia/version": "610.1"}, "warn", "PyTorch tensors"),
+        ({**TORCH, "/proc/1/mem": "\0" * 90_000}, "ok", "no sign"),
         (
             {**CUDA, "/proc/2/maps": "/dev/nvidia0\n/dev/shm/nccl-ofZRkr (deleted)\n"},
             "fail",

@@ -73,15 +73,23 @@ def test_not_by_its_library() -> None:
         assert not coupled.nccl(pid)
 
 
-@pytest.mark.parametrize(("size", "told"), [(80064, True), (80064 + mmap.PAGESIZE, False), (4096, False)])
-def test_counters_of_tensors(size: int, told: bool) -> None:
-    mine = name("torch_")
-    with process(f"shared({mine!r}, {size})") as pid:
-        assert coupled.tensors(pid) == ({f"/dev/shm/{mine}".encode()} if told else set())
+@pytest.mark.parametrize(
+    ("size", "counts", "wanted"),
+    [
+        (80064, {0: 1, 9999: 2}, 2),
+        (80064, {}, 0),  # all given back
+        (80064 + mmap.PAGESIZE, {0: 1}, 0),  # a tensor in shared memory, of another size
+    ],
+)
+def test_tensors_that_others_use(size: int, counts: dict[int, int], wanted: int) -> None:
+    code = [f"shared({name('torch_')!r}, {size})", "kept[0][0] = 1"]  # the header's own count
+    code += [f"kept[0][{64 + 8 * n}] = {count}" for n, count in counts.items()]
+    with process("\n".join(code)) as pid:
+        assert coupled.tensors(pid) == wanted
 
 
 def test_a_process_that_is_gone() -> None:
     with process("") as pid:
         pass
     assert not Path(f"/proc/{pid}").exists()
-    assert not coupled.nccl(pid) and coupled.tensors(pid) == set()
+    assert not coupled.nccl(pid) and coupled.tensors(pid) == 0
