@@ -228,3 +228,33 @@ def test_a_failed_push_restores_in_place(site: Site, kind: Kind) -> None:
         assert after["peer"] == "open" and connections(site.c, port) == sockets
         assert subject.status == "running"
         assert site.a.sh("find /var/lib/cryoci/tmp -mindepth 1") == ""
+
+
+# Its first thread ends and is a zombie, as that of a large process is that still gives back its memory.
+_LEADERLESS = """
+import ctypes, os, subprocess, sys
+from cryoci.shim import cgroup
+home = "/sys/fs/cgroup/leaderless"
+os.mkdir(home)
+code = "import ctypes, sys, threading; threading.Thread(target=sys.stdin.read).start(); "
+code += "ctypes.CDLL(None).syscall(60, 0)"
+said = [cgroup.populated("/leaderless")]
+process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+with open(home + "/cgroup.procs", "w") as f:
+    f.write(str(process.pid))
+said.append(cgroup.path_of(process.pid))
+while open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
+    pass
+said.append(cgroup.populated("/leaderless"))
+process.stdin.close()
+process.wait()
+said.append(cgroup.populated("/leaderless"))
+os.rmdir(home)
+print(said, cgroup.populated(None), cgroup.populated("/leaderless"))
+"""
+
+
+def test_a_container_ends_with_its_last_thread(site: Site) -> None:
+    """Until then its sockets are open, and a restore of it finds their addresses in use (seen with 44 GB)."""
+    said = site.a.run(["/opt/cryoci/bin/python", "-c", _LEADERLESS], timeout=30).stdout.decode()
+    assert said == "[False, '/leaderless', True, False] False False\n"
