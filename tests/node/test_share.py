@@ -42,6 +42,7 @@ SLOW = """
 import http.server, time
 class Slow(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     def do_GET(self):
         for _ in range(15):
             time.sleep(0.1)
