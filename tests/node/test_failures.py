@@ -12,7 +12,7 @@ import pytest
 
 from tests.node.conftest import Site
 from tests.node.subject import KINDS, Kind, Subject, connections, echo, failing, leftovers, runs_on
-from tests.node.trouble import OLD, SHIM, argv, running, small_disk, unharmed, without_criu
+from tests.node.trouble import OLD, SHIM, argv, cable_out, running, small_disk, unharmed, without_criu
 from tests.nodes import workload
 
 pytestmark = pytest.mark.node
@@ -107,11 +107,8 @@ def test_checkpoint_to_a_registry_that_is_not_there(site: Site, kind: Kind) -> N
 
 def test_checkpoint_with_the_cable_out(site: Site) -> None:
     with running(site, SHIM) as subject, unharmed(subject):
-        site.a.cut()
-        try:
+        with cable_out(site.a):
             said = failing(site.a, argv(subject, f"{site.registry}/checkpoints/x:1"))
-        finally:
-            site.a.join()
         assert site.registry in said
 
 

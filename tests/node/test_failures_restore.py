@@ -17,7 +17,7 @@ from cryoci.ociimage import image
 from cryoci.ociimage.reference import ArchiveRef
 from tests.node.conftest import Site
 from tests.node.subject import KINDS, UNUSED, Subject, failing, runs_on
-from tests.node.trouble import OLD, SHIM, nothing_left, running, small_disk, without_criu
+from tests.node.trouble import OLD, SHIM, cable_out, nothing_left, running, small_disk, without_criu
 from tests.nodes import workload
 
 pytestmark = pytest.mark.node
@@ -47,11 +47,8 @@ def digest(site: Site, reference: str) -> str:
 @both
 def test_restore_with_the_registry_away(site: Site, saved: dict[str, str], name: str) -> None:
     with nothing_left(site.b):
-        site.b.cut()
-        try:
+        with cable_out(site.b):
             said = failing(site.b, ["cryoci", "restore", saved[name], "--detach"])
-        finally:
-            site.b.join()
         assert site.registry in said
 
 

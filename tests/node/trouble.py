@@ -36,6 +36,19 @@ def nothing_left(node: NamespaceNode) -> Iterator[None]:
 
 
 @contextmanager
+def cable_out(node: NamespaceNode) -> Iterator[None]:
+    """Its network is cut. The kernel looks for a neighbour three times at each try to connect, not seconds apart."""
+    interval = "/proc/sys/net/ipv4/neigh/eth0/retrans_time_ms"
+    node.sh(f"echo 100 >{interval}")
+    node.cut()
+    try:
+        yield
+    finally:
+        node.join()
+        node.sh(f"echo 1000 >{interval}")
+
+
+@contextmanager
 def running(site: Site, kind: Kind, *args: str, **options: Any) -> Iterator[Subject]:
     subject = site.subject(kind)
     subject.start(*args, **options)
