@@ -19,7 +19,11 @@ _SHELL = 'trap "echo term; exit 5" TERM; trap "echo usr1" USR1; echo up; echo er
 
 @dataclass(frozen=True)
 class Answer:
-    """What one command said, less what is different in each run: ids, times, names of runtimes."""
+    """What one command said, less what is different in each run: ids, times, names of runtimes.
+
+    Several programs write to its stderr (the engine, its monitor, the container), and whose line comes first is chance:
+    `err` has them sorted.
+    """
 
     words: str
     status: int
@@ -170,6 +174,7 @@ def answers(node: Node, lines: Iterable[str], *own: str, timeout: float = 120) -
     for line in lines:
         result = node.run(["/bin/sh", "-c", line], check=False, timeout=timeout)
         out, err = (_plain(text.decode(), own) for text in (result.stdout, result.stderr))
+        err = "".join(sorted(err.splitlines(keepends=True)))
         found.append(Answer(_plain(line, own), result.returncode, out, err))
     return found
 
