@@ -109,7 +109,7 @@ def opened(
         elif isinstance(ref, ArchiveRef):
             yield _saved(ref, directory, keep, identities)
         else:
-            store = stores.open_store(ref, registry_options)
+            store = stores.open_source(ref, registry_options)
             name = stores.source_name(ref, store)
             yield _image(store, name, directory, keep, everything, identities)
 
