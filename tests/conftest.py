@@ -7,6 +7,8 @@ Namespace nodes start in 0.1 s, so every test has its own. Machines boot in 10 s
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +21,26 @@ from tests.nodes.namespace import NamespaceNode
 _MACHINES = {"machine", "two_machines", "machine_cluster"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses nodes. A file has one machine: run them with --dist loadfile."""
+# A shell without job control starts what follows "&" with SIGINT ignored, and every child would inherit that: what
+# tests tell to end by SIGINT would not.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """All cells of the matrices, where `make test` takes a part: docs/tests.md."""
+    parser.addoption("--all-cells", action="store_true", help="run the tests marked `more` as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses nodes, and leave out what `more` marks. A file has one machine: run them with --dist loadfile."""
+    if not config.getoption("--all-cells"):
+        more = [item for item in items if item.get_closest_marker("more")]
+        config.hook.pytest_deselected(items=more)
+        items[:] = [item for item in items if not item.get_closest_marker("more")]
     for item in items:
         used = set(getattr(item, "fixturenames", ()))
         if used & _MACHINES or item.get_closest_marker("machine"):

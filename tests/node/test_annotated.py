@@ -202,7 +202,8 @@ def test_a_container_with_everything(site: Site, below: str) -> None:
     container.remove()
 
 
-@belows
+# That crun restores such a container too is test_main_job.py's.
+@pytest.mark.parametrize("below", ["runc", pytest.param("crun", marks=pytest.mark.more)])
 def test_a_container_with_an_init(site: Site, below: str) -> None:
     """`podman run --init`: process 1 is catatonit, and reaps, and passes on signals, wherever it goes on."""
     everything.give_init(site.b)

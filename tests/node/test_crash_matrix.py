@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 of anybody at any point while memory is out of band. Each cell of docs/crash-matrix.md is a test of its own.
+"""kill -9 of anybody at any point while memory is out of band. Each cell of docs/crash-matrix.md is a test of its own,
+those with ″ with --all-cells only.
 
 A cell is what has to be left: `runs on`, `repaired` (it runs on after `cryoci repair`), `image` (the container is
 gone, and its checkpoint restores), `again` (the same command does it), `whole` (it was done), or `ended` (killed
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.node
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "crash-matrix.md"
 OUT, SAVED, PARENT = "/srv/crash/out", "/srv/crash/saved", "/srv/crash/parent"
 WHO = {"cryoci": "bin/cryoci (checkpoint|restore|flatten) ", "runtime": r"launcher.py (checkpoint|restore) "}
-NOT_RUN = ("-", "″")  # no such process then; as in a row above
+NOBODY, AS_ABOVE = "-", "″"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Cell:
     journal: str
     who: str
     left: str
+    as_above: bool
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.verb}-{self.point}-{self.who}"
@@ -48,7 +50,7 @@ class Cell:
 
 def cells(text: str) -> list[Cell]:
     """The tables below headings like "## checkpoint, runc", with a column for each victim."""
-    found = []
+    found: list[Cell] = []
     kind = verb = ""
     columns: list[str] = []
     for line in text.splitlines():
@@ -61,10 +63,20 @@ def cells(text: str) -> list[Cell]:
             if not columns:
                 columns = words
             elif point := re.match(r"`(\w+)`", words[0]):
-                pairs = list(zip(columns[2:], words[2:], strict=True))
-                pairs = [pair for pair in pairs if pair[1] not in NOT_RUN]
-                found += [Cell(kind, verb, point[1], words[1], who, left) for who, left in pairs]
+                for who, left in zip(columns[2:], words[2:], strict=True):
+                    if left == AS_ABOVE:
+                        above = meant(found, kind, verb, point[1], who)
+                        found.append(Cell(kind, verb, point[1], words[1], who, above.left, True))
+                    elif left != NOBODY:
+                        found.append(Cell(kind, verb, point[1], words[1], who, left, False))
     return found
+
+
+def meant(found: list[Cell], kind: str, verb: str, point: str, who: str) -> Cell:
+    """What ″ stands for: the nearest cell above it, in a table's first row that of the same point before."""
+    column = [cell for cell in found if cell.who == who]
+    above = [cell for cell in column if (cell.kind, cell.verb) == (kind, verb)]
+    return (above or [cell for cell in column if cell.point == point])[-1]
 
 
 CELLS = cells(PAGE.read_text())
@@ -141,7 +153,12 @@ def scene() -> Iterator[Scene]:
 
 
 def of(*verbs: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.verb in verbs], ids=str)
+    found = [
+        pytest.param(cell, marks=[pytest.mark.more] if cell.as_above else [])
+        for cell in CELLS
+        if cell.verb in verbs
+    ]
+    return pytest.mark.parametrize("cell", found, ids=str)
 
 
 @of("checkpoint", "incremental")
