@@ -93,6 +93,7 @@ class Mapping:
 class Answer:
     """What was found. Matches and pieces come as they are read, at most `limit`; `written` is of --output."""
 
+    reference: str
     wanted: Wanted
     processes: tuple[Row, ...] = ()
     maps: tuple[Mapping, ...] = ()
@@ -102,18 +103,18 @@ class Answer:
 
     def to_json(self) -> Any:
         """As JSON has it: addresses as hexadecimal strings, bytes as hexadecimal digits."""
+        found: dict[str, Any] = {"reference": self.reference}
         if self.written is not None:
-            return {"file": str(self.wanted.target), "size": self.written}
+            return found | {"file": str(self.wanted.target), "size": self.written}
         if self.wanted.pid is None:
-            return {"processes": list(self.processes)}
+            return found | {"processes": list(self.processes)}
+        found["pid"] = self.wanted.pid
         if self.wanted.maps:
-            return {"pid": self.wanted.pid, "maps": list(self.maps)}
+            return found | {"maps": list(self.maps)}
         if self.wanted.pattern() is not None:
-            return {"pid": self.wanted.pid, "matches": [_match(match) for match in self.matches]}
-        return {
-            "pid": self.wanted.pid,
-            "ranges": [{"address": f"{at:#x}", "bytes": data.hex()} for at, data in self.pieces],
-        }
+            return found | {"matches": [_match(match) for match in self.matches]}
+        ranges = [{"address": f"{at:#x}", "bytes": data.hex()} for at, data in self.pieces]
+        return found | {"ranges": ranges}
 
 
 def _match(match: Match) -> dict[str, str]:
@@ -150,7 +151,7 @@ def opened(
                 f"{ref} is encrypted, and no key was given",
                 hint="give --decrypt-key FILE of one of its recipients",
             )
-        answer = Answer(wanted)
+        answer = Answer(str(ref), wanted)
         if wanted.pid is None:
             answer.processes = tuple(_rows(found))
             yield answer

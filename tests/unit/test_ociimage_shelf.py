@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -231,7 +232,17 @@ def test_memory_verb(real: Path, tmp_path: Path) -> None:
     assert whole.count("\n") < 6 and "*" in whole
     cryoci("memory", place, "--pid", "1", "-o", str(tmp_path / "raw"))
     assert (tmp_path / "raw").read_bytes() == (real / "checkpoint/pages-1.img").read_bytes()
+    other = tmp_path / "other.tar"
+    with tarfile.open(other, "w") as tar:
+        tar.add(real, arcname=".")
+    both = cryoci("memory", place, str(other))
+    assert [both.count(text) for text in (f"{place}\n", f"\n{other}\n", "PROCESS", " app ")] == [1, 1, 2, 2]
+    question = ("--pid", "1", "--search", "secret", "--json")
+    one, two = json.loads(cryoci("memory", place, str(other), *question))
+    assert (one["reference"], two["reference"]) == (place, str(other))
+    assert one["matches"] == two["matches"] and len(one["matches"]) == 1
     bad: list[tuple[str, ...]] = [
+        (str(other), "--pid", "1", "-o", str(tmp_path / "both")),
         ("--search", "x"),
         ("--pid", "1", "--search", "x", "--strings"),
         ("--pid", "1", "--search-regex", "("),
