@@ -21,8 +21,7 @@ _SHELL = 'trap "echo term; exit 5" TERM; trap "echo usr1" USR1; echo up; echo er
 class Answer:
     """What one command said, less what is different in each run: ids, times, names of runtimes.
 
-    Several programs write to its stderr (the engine, its monitor, the container), and whose line comes first is chance:
-    `err` has them sorted.
+    Engine, its monitor and container write to one stderr, and whose line comes first is chance: `err` is sorted.
     """
 
     words: str
