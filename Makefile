@@ -12,7 +12,9 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3
 # Such as: -k "share or guard".
 GPU_ARGS ?=
+# Such as: -n 2 --all-cells (docs/tests.md).
 PYTEST_ARGS ?= -n 2
+DIST := --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 STAMP := .venv/.installed
 # What the tests and the node tree need of the host, beyond make and a shell.
@@ -54,12 +56,13 @@ test: check ## check, then every test that this machine can run
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory node; \
 	else echo "make: not root, so tests that need nodes are skipped"; fi
 	@# Emulated machines (one processor each, two at a time) starve beside other tests: they go first. What fails beside
-	@# others runs once more, alone; the report says so.
+	@# others runs once more, alone; the report says so. Files go whole to a worker, those with nodes first: xdist's own
+	@# way hands out the first eighth of all tests, which is nearly every one with a node, to the first worker at once.
 	@failed=0; \
 	if [ "$$(id -u)" = 0 ]; then \
-	    $(BIN)/pytest $(PYTEST_ARGS) --dist loadfile --no-loadscope-reorder -m machine || { echo "make: once more, what failed in emulated machines"; \
+	    $(BIN)/pytest $(PYTEST_ARGS) $(DIST) -m machine || { echo "make: once more, what failed in emulated machines"; \
 	        $(BIN)/pytest -m machine --last-failed || failed=1; }; fi; \
-	$(BIN)/pytest $(PYTEST_ARGS) -m "not machine" || { echo "make: once more, alone, what failed beside others"; \
+	$(BIN)/pytest $(PYTEST_ARGS) $(DIST) -m "not machine" || { echo "make: once more, alone, what failed beside others"; \
 	    $(BIN)/pytest -m "not machine" --last-failed || failed=1; }; \
 	exit $$failed
 
