@@ -3,7 +3,7 @@
 
 CRIU prints several `Error` lines for one failure, the real cause usually first and its callers
 after it. `explain` looks for the known causes in the whole log, most specific first, and falls back
-to the first error that is not noise. The rows are in causes.py and causes_gpu.py.
+to the first error that is not noise. The rows are in causes*.py.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cryoci.shim.criu.causes import CORE, Known, Verb
-from cryoci.shim.criu.causes_gpu import GPU
+from cryoci.shim.criu.causes import CAUSES
+from cryoci.shim.criu.known import Known, Verb
 
 __all__ = ["CAUSES", "TAIL", "Cause", "Verb", "explain", "explain_text", "verb_of"]
-
-CAUSES: tuple[Known, ...] = (*GPU, *CORE)
 
 # The end of a log is enough: errors are written last, and verbose logs reach hundreds of MB.
 TAIL = 4 << 20
