@@ -7,11 +7,14 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from cryoci import trace
 from cryoci.errors import NotFoundError, ToolError
+
+_EXEC = 0.1  # seconds
 
 
 def run(
@@ -60,15 +63,25 @@ def run(
 def at_work() -> Iterator[list[str]]:
     """The command lines of this node's processes, less those without one; one that ends meanwhile is left out."""
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry}/cmdline", "rb") as f:
-                words = os.fsdecode(f.read()).split("\0")[:-1]
-        except OSError:
-            continue
-        if words:
-            yield words
+        if entry.isdigit():
+            try:
+                words = _command_line(f"/proc/{entry}")
+            except OSError:
+                continue
+            if words:
+                yield words
+
+
+def _command_line(process: str) -> list[str]:
+    """Words of the process with that directory; in the middle of its exec it has none for a moment. Raises OSError."""
+    deadline = time.monotonic() + _EXEC
+    while True:
+        with open(f"{process}/cmdline", "rb") as f:
+            words = os.fsdecode(f.read()).split("\0")[:-1]
+        if words or time.monotonic() > deadline:
+            return words
+        os.readlink(f"{process}/exe")  # kernel threads and zombies have none
+        time.sleep(0.001)
 
 
 def describe(argv: Sequence[str], result: subprocess.CompletedProcess[bytes]) -> str:

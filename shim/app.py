@@ -38,6 +38,7 @@ ANNOTATIONS = tuple(f"{PREFIX}{kind}{part}" for kind in KINDS for part in ("", "
 _TIMEOUT = 30.0  # seconds
 _SAID = 2000  # bytes of a failing program's words that are kept
 _MOST = 32  # steps
+_STARTS = 10.0  # seconds within which a runtime that is to end has started its program, or never will
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,18 @@ def _listen(stream: IO[bytes], said: bytearray) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], pid_file: Path) -> None:
-    """Kill the program in the container, and with it the runtime that waits for it."""
-    try:
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
-        process.wait(2)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        process.kill()
-        process.wait()
+    """Kill the program in the container, and with it the runtime that waits for it.
+
+    The runtime alone would leave it running. It may be about to start it, so its pid file is waited for.
+    """
+    deadline = time.monotonic() + _STARTS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+            process.wait(2)
+        except ProcessLookupError:
+            break
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            time.sleep(0.01)
+    process.kill()
+    process.wait()

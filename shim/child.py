@@ -4,7 +4,7 @@
 The child has this process' open files, directory, signal mask and environment; it gets the signals
 that this process gets, dies when this process dies, and its exit status becomes ours. The container's
 init that a detached restore leaves behind goes to the engine's subreaper (conmon, the containerd
-shim): this process is none.
+shim): this process is none, but for the time of a dump or restore (`orphans`).
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` loads enum and re: 5 ms
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _SI_KERNEL = 0x80
+_PERIOD = 0.25  # seconds between looks
 # Faults of this process, and the stops that a terminal sends to the whole group, keep their meaning.
 _KEEP = (
     _signal.SIGSEGV,
@@ -30,11 +31,18 @@ _KEEP = (
 )
 
 
-def run(path: str, argv: list[str], extra: dict[bytes, bytes] | None = None, *, tied: bool = True) -> int:
+def run(
+    path: str,
+    argv: list[str],
+    extra: dict[bytes, bytes] | None = None,
+    *,
+    tied: bool = True,
+    look: "Callable[[int], bool] | None" = None,
+) -> int:
     """Run `path` with `argv` and the variables `extra` on top; returns its exit status, 128+N for signal N.
 
-    When this process is killed the child is killed too if `tied`. Raises UnsupportedError when
-    runtimes call each other in a circle.
+    When this process is killed the child is killed too if `tied`. `look` is called with the child's pid a few times
+    a second, until it returns False. Raises UnsupportedError when runtimes call each other in a circle.
     """
     variables = {**underlying.child_environment(), **(extra or {})}
     die_with_parent = _parent_death_signal() if tied else None
@@ -57,8 +65,10 @@ def run(path: str, argv: list[str], extra: dict[bytes, bytes] | None = None, *, 
         finally:
             posix._exit(127)
     while True:
-        info = _signal.sigwaitinfo(watched)
-        if info.si_signo == _signal.SIGCHLD:
+        info = _signal.sigtimedwait(watched, _PERIOD) if look else _signal.sigwaitinfo(watched)
+        if info is None:
+            look = look if look and look(pid) else None
+        elif info.si_signo == _signal.SIGCHLD:
             done, status = posix.waitpid(pid, posix.WNOHANG)
             if done:
                 _signal.pthread_sigmask(_signal.SIG_SETMASK, before)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a checkpoint that comes to `cryoci-runtime restore` beside its engine.
+"""Memory of a checkpoint, and options of CRIU's, that come to `cryoci-runtime restore` beside its engine.
 
 podman restores out of an archive, which it reads twice and unpacks: memory would be written twice more before CRIU
 reads it. So `cryoci restore` leaves the large files of memory out of the archive and offers them here; the runtime
-below podman links them into CRIU's image directory, or copies them where that is on another file system.
+below podman links them into CRIU's image directory, or copies them where that is on another file system. What podman
+has no flag for comes the same way.
 
-    /run/cryoci/handover/TOKEN      {"directory": DIR, "names": [NAME, ...]}    for as long as the restore runs
+    /run/cryoci/handover/TOKEN      {"directory": DIR, "names": [NAME, ...], "criu": {KEY: VALUE}}
+
+for as long as the restore runs.
 
 The token stands in an annotation of the container. It is random, and only root can read this directory, so an archive
 that somebody else has made names nothing by it.
@@ -19,7 +22,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,20 +39,26 @@ _LIMIT = 16 << 20  # bytes of a bundle's config.json
 
 
 @contextmanager
-def offered(images: str, annotations: MutableMapping[str, Any]) -> Iterator[frozenset[str]]:
+def offered(
+    images: str, annotations: MutableMapping[str, Any], criu: Mapping[str, Any] | None = None
+) -> Iterator[frozenset[str]]:
     """Offer the large files of memory in `images` for the time of a with block; yields their names.
 
-    None where somebody other than root could still change them. Notes the token in `annotations`.
+    No files where somebody other than root could still change them. `criu` are options as in config.toml, and those
+    that are None do not count. Notes the token in `annotations`.
     """
     annotations.pop(ANNOTATION, None)
     names = frozenset(name for name in sorted(os.listdir(images)) if _is_large(f"{images}/{name}", name))
     token = secrets.token_hex(16)
-    if not names or not _is_private(images):
-        yield frozenset()
+    options = {key: value for key, value in (criu or {}).items() if value is not None}
+    if not _is_private(images):
+        names = frozenset()
+    if not names and not options:
+        yield names
         return
     place = f"{_base()}/{token}"
     os.makedirs(_base(), mode=0o700, exist_ok=True)
-    write_json(place, {"directory": os.path.abspath(images), "names": sorted(names)})
+    write_json(place, {"directory": os.path.abspath(images), "names": sorted(names), "criu": options})
     annotations[ANNOTATION] = token
     try:
         yield names
@@ -57,23 +66,23 @@ def offered(images: str, annotations: MutableMapping[str, Any]) -> Iterator[froz
         os.unlink(place)
 
 
-def take(images: str, spec: str) -> None:
+def take(images: str, spec: str) -> dict[str, Any]:
     """Link or copy what is offered to the container whose specification is the file `spec` into `images`.
 
-    Raises RestoreError, SpaceError.
+    Returns the options of CRIU's that come with it. Raises RestoreError, SpaceError.
     """
     try:
         if not os.listdir(_base()):
-            return
+            return {}
     except OSError:
-        return  # nobody ever offered anything
+        return {}  # nobody ever offered anything
     token = _token(spec)
     if token is None:
-        return
+        return {}
     try:
         offer = read_json(f"{_base()}/{token}")
     except FileNotFoundError:
-        return  # of an earlier restore: this archive has it all
+        return {}  # of an earlier restore: this archive has it all
     except (OSError, ValueError) as e:
         raise RestoreError(f"the memory of the checkpoint cannot be found: {e}", hint="try again") from e
     with trace.span("take over memory", bytes=0) as taken:
@@ -92,6 +101,7 @@ def take(images: str, spec: str) -> None:
                     f"{name} of the checkpoint could not be brought to {images}: {e.strerror}",
                     hint="see who else uses cryoci's scratch directory: /var/lib/cryoci/tmp, or $TMPDIR",
                 ) from e
+    return dict(offer.get("criu") or {})
 
 
 def _bring(source: str, target: str) -> None:

@@ -6,7 +6,7 @@ import time
 
 from cryoci import trace
 from cryoci.errors import ConfigError, SpaceError, UnsupportedError
-from cryoci.shim import attempt, child, config, failure, underlying
+from cryoci.shim import attempt, child, config, failure, orphans, underlying
 from cryoci.shim.argv import Invocation, knows, parse, with_flag, without
 from cryoci.shim.criu import log
 from cryoci.shim.criu.conf import Verb
@@ -122,14 +122,19 @@ def run(
     name = verb + ".log"
     source = os.path.join(line.options.get("work-path") or image_directory(line), name)
     before, began = underlying.stamp(source), time.time()
-    with trace.call([below.path, *argv[1:]]) as traced:
-        traced.status = status = child.run(below.path, argv, env)
+    with (
+        trace.call([below.path, *argv[1:]]) as traced,
+        orphans.Watch(adopts=verb == "dump" or line.has("detach")) as watch,
+    ):
+        traced.status = status = child.run(below.path, argv, env, look=watch.look)
     if status != 0:
+        watch.sweep()
         attempt.keep(record, verb, [below.path, *argv[1:]], began, status, {"work": os.path.dirname(source)})
-    if underlying.stamp(source) in (None, before):
-        return status, False  # CRIU was not reached; what stands there is from an earlier attempt
-    kept = record.keep_log(verb, source)
-    cause = log.explain(source, verb) if status != 0 else None
+    cause = log.killed(watch.killed) if status != 0 and watch.killed else None
+    kept = None
+    if underlying.stamp(source) not in (None, before):  # else what stands there is from an earlier attempt
+        kept = record.keep_log(verb, source)
+        cause = cause or (log.explain_failure(source, verb) if status != 0 else None)
     if cause is None:
         return status, False
     where = f"{cause.hint or 'see the log'}; full log: {kept or source}"

@@ -64,7 +64,8 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     chosen = operation.options(line, below, record)
     operation.make_work_directory(line)
     known = record.exists
-    handover.take(operation.image_directory(line), create.spec_path(line))
+    handed = handover.take(operation.image_directory(line), create.spec_path(line))
+    chosen = chosen.merge(CriuOptions.from_mapping(handed, where="cryoci restore:"))
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))
     variables: dict[bytes, bytes] = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoci.command import run
-from cryoci.errors import NotFoundError, ToolError, UnsupportedError
+from cryoci.errors import NotFoundError, UnsupportedError
 from cryoci.files import write_json
 from cryoci.ociimage import archive, convert, dialects
 from cryoci.ociimage.descriptions import HEX64, Base
@@ -156,7 +156,7 @@ def _base_of_podman(base: Base, notes: list[str]) -> Base:
         )
     found = _image_id(base.pinned)
     if not found and base.digest:
-        _pull(base.pinned)
+        podman.pull(base.pinned)
         found = _image_id(base.pinned)
     if not found:
         raise NotFoundError(
@@ -173,13 +173,3 @@ def _base_of_podman(base: Base, notes: list[str]) -> Base:
 def _image_id(name: str) -> str:
     asked = run(["podman", "image", "inspect", "--format={{.Id}}", "--", name], check=False)
     return asked.stdout.decode().strip() if asked.returncode == 0 else ""
-
-
-def _pull(reference: str) -> None:
-    try:
-        run(["podman", "pull", "--quiet", "--", reference])
-    except ToolError as e:
-        raise NotFoundError(
-            f"the base image {reference} is not in podman's storage and could not be pulled: {e.message}",
-            hint=f"pull it yourself: podman pull {reference}",
-        ) from e

@@ -9,15 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cryoci.errors import ConflictError, CryociError, UsageError
 from cryoci.shim import engines, netns
-from cryoci.shim.engines import gpu, processes
+from cryoci.shim.engines import gpu
 from cryoci.shim.engines.container import Container
-from cryoci.shim.record import Record
 from cryoci.uses import leftover, share_shelf
 from cryoci.uses.guard_state import start_time
 from cryoci.uses.share_shelf import Shelf, Stored
@@ -93,10 +90,7 @@ class Member:
         """Raise ConflictError unless it runs or is parked (blocking); what a killed daemon has left is repaired."""
         container = self.container()
         container.must_run()
-        if (Path(Record(container.root, container.id).directory) / processes.HELD).exists():
-            leftover.await_end("checkpoint", container.id, container.name)
-            with suppress(ConflictError):  # a checkpoint of it is under way
-                gpu.repair(container)
+        leftover.settle(container)
 
     async def move(self, act: Callable[[], None]) -> None:
         """`act`, which is `park`, `unpark` or `store`, by a thread. Raises what it raises."""

@@ -10,9 +10,10 @@ from cryoci.errors import ConflictError
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import engines
 from cryoci.shim.engines import gpu, processes
+from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.gpu import Parked
 from cryoci.shim.gpu import dump, preflight
-from cryoci.uses import share_shelf, share_tiers, stdio
+from cryoci.uses import leftover, share_shelf, share_tiers, stdio
 
 
 def unpark(
@@ -25,7 +26,7 @@ def unpark(
     """Bring it back. Raises what unparking and a restore raise, and ConflictError while a share has it in hand."""
     made = share_shelf.stored(name) if root is None else None
     if made is None:
-        return gpu.unpark(engines.find(name, root=root))
+        return _here(engines.find(name, root=root))
     share_tiers.directory().mkdir(mode=0o700, parents=True, exist_ok=True)
     with processes.lock(share_tiers.directory() / f"{name}.lock") as locked:
         if not locked:
@@ -35,8 +36,14 @@ def unpark(
             )
         shelf, began = share_shelf.Shelf(None, say, registry), time.monotonic()
         if shelf.settle(name) is None:
-            return gpu.unpark(engines.find(name))
+            return _here(engines.find(name))
         with stdio.own():  # the container must not get what its caller waits for the end of
             shelf.bring(made)
     vram = preflight.vram(dump.Dump.from_json(made.gpus).tasks) if made.gpus is not None else 0
     return Parked(name, "running", vram, True, {"restore": time.monotonic() - began})
+
+
+def _here(container: Container) -> Parked:
+    """One that was never ended; a dump that a killed cryoci has left may still be at work on it."""
+    leftover.settle(container)
+    return gpu.unpark(container)

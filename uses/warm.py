@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from cryoci.command import run
-from cryoci.errors import NotFoundError, ToolError, UsageError
+from cryoci.errors import UsageError
 from cryoci.ociimage import image, reference, stores
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.transport import RegistryOptions
@@ -95,11 +95,5 @@ def _base(info: image.ImageInfo) -> tuple[str, bool]:
         return "", False
     if run(["podman", "image", "exists", "--", wanted], check=False).returncode == 0:
         return wanted, False
-    try:
-        run(["podman", "pull", "--quiet", "--", wanted])
-    except ToolError as e:
-        raise NotFoundError(
-            f"the base image {wanted} could not be pulled: {e.message}",
-            hint=f"pull it yourself: podman pull {wanted}",
-        ) from e
+    podman.pull(wanted)
     return wanted, True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue of failures, second half: GPUs, their drivers, tools and container hooks.
+"""The catalogue of failures: GPUs, their drivers, tools and container hooks.
 
 CRIU's CUDA plugin passes on what `cuda-checkpoint` says, so most rows hold the driver's words. They come before
 CRIU's own rows: a GPU that was not checkpointed shows up there as an unknown mapping or device.
@@ -7,7 +7,7 @@ CRIU's own rows: a GPU that was not checkpointed shows up there as an unknown ma
 
 from __future__ import annotations
 
-from cryoci.shim.criu.causes import Known
+from cryoci.shim.criu.known import Known
 
 _MULTI = (
     "let cryoci lock all CUDA processes first (gpu-engine = driver), and tear down NCCL or use a job (610+)"
@@ -116,6 +116,14 @@ GPU: tuple[Known, ...] = (
         r"cuDevicePrimaryCtxGetState.*error 3|cuDevicePrimaryCtxGetState.*CUDA_ERROR_NOT_INITIALIZED",
         "a profiler or debugger (CUPTI) is attached to the CUDA process",
         "run it without profilers, debuggers and CUDA_INJECTION64_PATH",
+        anywhere=True,
+    ),
+    Known(
+        "cuda-segfault",
+        "NVIDIA/cuda-checkpoint#5",
+        r"segfault at \S+ ip .* in (libcuda\.so\S*?)\[",
+        "the CUDA driver ({0}) crashed in a process that was being restored: seen with several that use NCCL",
+        "use driver 610 or newer and one job (cuda-checkpoint --launch-job), or tear down NCCL before the checkpoint",
         anywhere=True,
     ),
     Known(

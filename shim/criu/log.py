@@ -3,7 +3,7 @@
 
 CRIU prints several `Error` lines for one failure, the real cause usually first and its callers
 after it. `explain` looks for the known causes in the whole log, most specific first, and falls back
-to the first error that is not noise. The rows are in causes.py and causes_gpu.py.
+to the first error that is not noise. The rows are in causes*.py.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cryoci.shim.criu.causes import CORE, Known, Verb
-from cryoci.shim.criu.causes_gpu import GPU
+from cryoci.shim.criu.causes import CAUSES
+from cryoci.shim.criu.known import Known, Verb
 
 __all__ = ["CAUSES", "TAIL", "Cause", "Verb", "explain", "explain_text", "verb_of"]
-
-CAUSES: tuple[Known, ...] = (*GPU, *CORE)
 
 # The end of a log is enough: errors are written last, and verbose logs reach hundreds of MB.
 TAIL = 4 << 20
@@ -42,6 +40,10 @@ _NOISE = re.compile(r"rlimit: Can't setup RLIMIT_NOFILE|[Aa]ddress already assig
 _FOLLOWS = re.compile(
     r"(?:Pre-dumping|Dumping|Restoring) FAILED|killed by signal|exited, status=|files \(pid: \d+\) failed with"
 )
+
+# A log at CRIU's usual level: it says more than errors. Then it says last how it ended.
+_TALKS = re.compile(rb"(?m)^\([\d.]+\) (?!.*(?:Error|Warn) )")
+_ENDED = re.compile(rb"(?:Dumping|Restore) finished successfully")
 
 
 def explain(path: str, verb: Verb, *, anywhere: bool = False) -> Cause | None:
@@ -72,6 +74,32 @@ def explain_text(text: str, verb: Verb, *, anywhere: bool = False) -> Cause | No
     line = next((line for line in lines if not _FOLLOWS.search(line)), lines[0]).strip()
     bare = re.sub(r"^(?:\([\d.]+\)\s*)?(?:(?:pie: )?\d+:\s*)?Error \([^)]*\):\s*", "", line)
     return Cause(f"CRIU: {bare}", "read the log; the lines before this error say what CRIU was doing", line)
+
+
+def explain_failure(path: str, verb: Verb) -> Cause | None:
+    """`explain` for an operation that has failed: a log without an error and without an end is of a killed CRIU."""
+    cause = explain(path, verb)
+    if cause is not None:
+        return cause
+    try:
+        with open(path, "rb") as f:
+            f.seek(0, 2)
+            f.seek(max(0, f.tell() - TAIL))
+            said = f.read()
+    except OSError:
+        return None
+    return killed(0) if _TALKS.search(said) and not _ENDED.search(said) else None
+
+
+def killed(number: int) -> Cause:
+    """The cause where CRIU was ended by a signal; 0 when it is not known by which."""
+    return Cause(
+        "CRIU was killed in the middle of it"
+        + (f" (signal {number})" if number else "")
+        + ", by nothing in its log",
+        "see the kernel's log (dmesg) for a kill for want of memory, and try again",
+        "",
+    )
 
 
 def _known(lines: list[str], rows: list[Known]) -> Cause | None:

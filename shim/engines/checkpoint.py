@@ -239,12 +239,14 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
     try:
         container.call("checkpoint", *words)
     except ToolError as e:
-        cause = log.explain(str(directory / "dump.log"), "dump")
+        cause = log.explain_failure(str(directory / "dump.log"), "dump")
         kept = record.Record(container.root, container.id).keep_log("dump", str(directory / "dump.log"))
         if cause is None:
             raise CheckpointError(
                 f"container {container.name} could not be dumped: {e.message}",
-                hint=f"see CRIU's log: {kept}" if kept else "CRIU was not reached: see `criu check`",
+                hint=f"see CRIU's log: {kept}"
+                if kept
+                else "CRIU was not reached, or killed at once: see `criu check` and dmesg",
             ) from e
         raise CheckpointError(
             f"container {container.name} could not be dumped: {cause.summary}",

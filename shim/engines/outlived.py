@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cryoci.errors import CryociError
 from cryoci.shim import record
 from cryoci.shim.engines.container import Container
+from cryoci.shim.memory import find
 from cryoci.shim.memory import repair as memory
 
 _SETTLE = 5.0  # seconds
@@ -22,7 +23,7 @@ def goes_on(container: Container, thaw: Callable[[], None], warnings: list[str])
     """
     try:
         thaw()
-    except CryociError:
+    except (CryociError, OSError):  # the latter when a process goes while it is looked at
         deadline = time.monotonic() + _SETTLE
         while not (ended(container) and _concluded(container)):
             if time.monotonic() > deadline:
@@ -39,12 +40,19 @@ def _concluded(container: Container) -> bool:
     """Leave its memory to its images; False while one of its processes is still on its way out."""
     try:
         memory.repair(record.Record(container.root, container.id))
-    except CryociError:
+    except (CryociError, OSError):
         return False
     return True
 
 
 def ended(container: Container) -> bool:
-    """Whether nothing of it runs any more."""
+    """Whether nothing of it runs any more.
+
+    Runtimes look at the freezer first: what was killed while frozen is paused for them for ever. It is thawed then.
+    """
     result = container.call("state", check=False)
-    return result.returncode != 0 or json.loads(result.stdout).get("status") == "stopped"
+    said = json.loads(result.stdout) if result.returncode == 0 else {"status": "stopped"}
+    if said.get("status") == "paused" and not find.runs(int(said.get("pid", 0))):
+        container.call("resume", check=False)
+        return False
+    return said.get("status") == "stopped"

@@ -29,6 +29,17 @@ def installed() -> bool:
     return True
 
 
+def pull(reference: str) -> None:
+    """Bring a base image into podman's storage. Raises NotFoundError."""
+    try:
+        run(["podman", "pull", "--quiet", "--", reference])
+    except ToolError as e:
+        raise NotFoundError(
+            f"the base image {reference} is not in podman's storage and could not be pulled: {e.message}",
+            hint=f"pull it yourself: podman pull {reference}",
+        ) from e
+
+
 def find(name: str) -> Container | None:
     """The podman container of this name or id (prefix), or None. Raises UnsupportedError, ToolError."""
     if not installed():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import select
@@ -25,7 +26,6 @@ from cryoci.errors import (
     NotFoundError,
     RestoreError,
     SpaceError,
-    ToolError,
     UnsupportedError,
 )
 from cryoci.files import scratch
@@ -35,7 +35,7 @@ from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.devices import inject
 from cryoci.shim.devices.settle import settle
 from cryoci.shim.doctor.check import Facts
-from cryoci.shim.engines import engines_own, podman_init, wake
+from cryoci.shim.engines import engines_own, podman, podman_init, wake
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
 from cryoci.shim.engines.watch import watching
@@ -93,7 +93,10 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         with ExitStack() as held:
             left = frozenset[str]()
             if used == _OURS:  # a plain runtime knows nothing of what is not in the archive
-                left = held.enter_context(handover.offered(images, config["spec"]["annotations"]))
+                # podman before 5.5 has no word for it
+                apart, criu = {"tcp-close": criu.tcp_close}, dataclasses.replace(criu, tcp_close=None)
+                noted = config["spec"]["annotations"]
+                left = held.enter_context(handover.offered(images, noted, apart))
             archive = held.enter_context(scratch("import.")) / "archive.tar"
             with trace.timed(seconds, "archive"):
                 _write_archive(directory, config, archive, left)
@@ -209,13 +212,7 @@ def _find_base(config: dict[str, Any], own: dict[str, Any], base: _Base) -> None
                 hint="copy it here: podman save on the first node, podman load on this one; or push it to a registry "
                 "and pull it from there before the container is started",
             )
-        try:
-            run(["podman", "pull", "--quiet", "--", reference])
-        except ToolError as e:
-            raise NotFoundError(
-                f"the base image {name} is not on this node and could not be pulled: {e.message}",
-                hint=f"pull it yourself: podman pull {reference}",
-            ) from e
+        podman.pull(reference)
         base = _base(image_id)
         if base.id != image_id:
             raise RestoreError(
@@ -309,7 +306,9 @@ def _import(argv: list[str], name: str, storage: Path) -> None:
         )
     raise RestoreError(
         f"podman could not restore {name}: {said or describe(argv, result)}",
-        hint="podman refused before CRIU was asked; its own words are above",
+        hint="this podman lacks that; restore with --runtime cryoci-runtime, which needs none of its flags"
+        if "unknown flag" in said
+        else "podman refused before CRIU was asked; its own words are above",
     )
 
 

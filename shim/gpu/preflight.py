@@ -7,7 +7,6 @@ sources). Here it is looked for first.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from cryoci.errors import ConflictError, SpaceError, UnsupportedError
@@ -18,6 +17,7 @@ from cryoci.shim.gpu.cuda import Driver
 from cryoci.shim.gpu.nvml import Gpu, Nvml
 from cryoci.shim.gpu.tasks import Task
 from cryoci.shim.hostmemory import available_memory as available_memory
+from cryoci.shim.memory.placement import in_memory
 
 _JOBS = 590  # forked children, by cuda-checkpoint --launch-job
 _IPC = 610  # legacy CUDA IPC, and so NCCL between processes, within a job
@@ -135,17 +135,3 @@ def seen(nvml: Nvml, init: int) -> list[Gpu]:
     visible = set(processes.minors(init))
     gpus = nvml.gpus()
     return [gpu for gpu in gpus if gpu.minor in visible] or gpus
-
-
-def in_memory(path: str) -> bool:
-    """Is `path` on a file system that is memory?"""
-    path = os.path.realpath(path)
-    best, kind = "", ""
-    with open("/proc/self/mountinfo") as f:
-        for line in f:
-            fields = line.split()
-            where = fields[4].replace("\\040", " ")
-            inside = path == where or path.startswith(where.rstrip("/") + "/")
-            if inside and len(where) >= len(best):
-                best, kind = where, fields[fields.index("-", 6) + 1]
-    return kind in ("tmpfs", "ramfs")

@@ -81,6 +81,14 @@ def alive(pid: int, since: int) -> bool:
         return False
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return _stat(f"/proc/{pid}/stat")[0] not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
 def born(pid: int) -> int:
     """Start time of a process. Raises OSError."""
     return int(_stat(f"/proc/{pid}/stat")[19])

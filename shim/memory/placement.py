@@ -101,7 +101,10 @@ def for_fill(size: int, settings: Settings) -> Plan:
 
 
 def in_memory(directory: str) -> bool:
-    """Whether files in `directory` take this node's memory. Raises OSError."""
+    """Whether files in `directory`, which may have to be made yet, take this node's memory. Raises OSError."""
+    directory = os.path.abspath(directory)
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
     return file_system(directory) in _MEMORY
 
 

@@ -97,11 +97,12 @@ class Halted:
             self.process.kill()
             self.node.run(["pkill", "-KILL", "-f", "^criu|/usr/sbin/runc|launcher.py"], check=False)
             raise
-        # a killed CRIU's own children ("criu: restore") may wait for it for ever
         at_work = ["pgrep", "-f", "launcher.py (checkpoint|restore) |^criu swrk"]
         end = time.monotonic() + 20
         while self.node.run(at_work, check=False).stdout and time.monotonic() < end:
             time.sleep(0.02)
+        if self._criu and self.gone:  # CRIU was killed: cryoci-runtime has ended what it left
+            assert self.node.run(["pgrep", "-af", "^criu"], check=False).stdout == b""
         self.node.run(["pkill", "-KILL", "-f", "^criu"], check=False)
         said = b""
         for stream in (self.process.stdout, self.process.stderr):
@@ -144,7 +145,7 @@ class Points:
 
         def said() -> bool:
             if not os.path.exists(f"/proc/{found[0]}"):  # before, runtimes ask one for its version
-                found[:] = _serving(self.node.pid) or [0]
+                found[:] = serving(self.node.pid) or [0]
             with contextlib.suppress(OSError):
                 for path in self.node.path("/").glob(log.lstrip("/")):
                     return bool(found[0] and re.search(wanted, path.read_text(errors="replace")))
@@ -161,7 +162,7 @@ class Points:
         return int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1])
 
 
-def _serving(init: int) -> list[int]:
+def serving(init: int) -> list[int]:
     """Pids on the host of the CRIUs that serve a runtime in the pid namespace of `init`, oldest first."""
     space = os.readlink(f"/proc/{init}/ns/pid")
     found = []

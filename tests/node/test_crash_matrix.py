@@ -218,8 +218,6 @@ def test_restore(scene: Scene, cell: Cell) -> None:
     log = "/var/lib/cryoci/tmp/restore-work.*/restore.log"
     halted = scene.halt(cell, restoring(mosaic, SAVED + cell.kind), log)
     halted.kill(scene.victim(cell.who, halted, mosaic))
-    if cell.who == "criu":  # runtimes wait for as long as one of its children lives
-        node.run(["pkill", "-KILL", "-f", "^criu: restore"], check=False)
     said = halted.end()
     status = scene.status(mosaic)
     if status in ("running", "paused"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,24 @@ def crio() -> Iterator[NamespaceNode]:
         yield cluster.start("node")
 
 
-@pytest.mark.parametrize("below", ["runc", "crun"])
-def test_checkpoint_and_restore(crio: NamespaceNode, below: str) -> None:
-    node = crio
+def running(
+    node: NamespaceNode, name: str, below: str, **more: Any
+) -> tuple[Container, int, dict[str, Any]]:
+    """A container that counts, its pid, and what it told; the runtime below is the node's from now on."""
     node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
-    node.run([SHIM, "checkpoint", "--help"])  # CRRuntimeSupportsCheckpointRestore
-    one = Container(node, f"first-{below}", below)
+    one = Container(node, f"{name}-{below}", below, **more)
     one.prepare()
     pid = one.monitor()["pid"]
     assert one.state["status"] == "created" and one.state["pid"] == pid
     one.call("start", one.id)
-    before = workload.wait(node, 3, pid=pid)
+    return one, pid, workload.wait(node, 3, pid=pid)
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_checkpoint_and_restore(crio: NamespaceNode, below: str) -> None:
+    node = crio
+    one, pid, before = running(node, "first", below)
+    node.run([SHIM, "checkpoint", "--help"])  # CRRuntimeSupportsCheckpointRestore
     images = f"{one.directory}/checkpoint"
     one.call("pause", one.id)
     one.checkpoint()
@@ -62,12 +70,7 @@ def test_checkpoint_and_restore(crio: NamespaceNode, below: str) -> None:
 def test_annotated_create(crio: NamespaceNode, below: str) -> None:
     """CRI-O's create and start know nothing of it; its monitor's environment has not even a PATH."""
     node = crio
-    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
-    one = Container(node, f"origin-{below}", below)
-    one.prepare()
-    pid = one.monitor()["pid"]
-    one.call("start", one.id)
-    before = workload.wait(node, 3, pid=pid)
+    one, _, before = running(node, "origin", below)
     archive = f"/var/lib/kubelet/checkpoints/checkpoint-{below}.tar"
     node.run(["mkdir", "-p", "/var/lib/kubelet/checkpoints"])
     kept = f"/srv/kept-{below}"
@@ -112,12 +115,7 @@ def test_annotated_create(crio: NamespaceNode, below: str) -> None:
 def test_a_checkpoint_that_fails(crio: NamespaceNode, below: str) -> None:
     """crio sees the runtime's own exit status and finds dump.log where it looks; what it resumes runs on."""
     node = crio
-    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
-    one = Container(node, f"held-{below}", below, args=(*SMALL, "--hold", "unsupported"))
-    one.prepare()
-    pid = one.monitor()["pid"]
-    one.call("start", one.id)
-    before = workload.wait(node, 3, pid=pid)
+    one, pid, before = running(node, "held", below, args=(*SMALL, "--hold", "unsupported"))
     one.call("pause", one.id)
     where = ["--image-path", f"{one.directory}/checkpoint", "--work-path", one.directory]
     words = ["--root", one.root, "checkpoint", "--file-locks", *where, "--leave-running", one.id]
@@ -137,12 +135,7 @@ def test_a_checkpoint_that_fails(crio: NamespaceNode, below: str) -> None:
 def test_a_restore_that_fails(crio: NamespaceNode, below: str) -> None:
     """conmon reports no pid and the cause; crio's clean-up finds nothing that is left, and may try again."""
     node = crio
-    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
-    one = Container(node, f"whole-{below}", below)
-    one.prepare()
-    pid = one.monitor()["pid"]
-    one.call("start", one.id)
-    before = workload.wait(node, 3, pid=pid)
+    one, _, before = running(node, "whole", below)
     one.call("pause", one.id)
     one.checkpoint()
     node.run(["cp", "-a", f"{one.bundle}/rootfs/data", f"{one.directory}/files"])

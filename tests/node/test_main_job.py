@@ -14,6 +14,7 @@ from tests import pages
 from tests.node import everything
 from tests.node.conftest import Site
 from tests.node.subject import (
+    CONFIG,
     KINDS,
     TMPFS,
     UNUSED,
@@ -228,6 +229,30 @@ def test_an_established_connection_moves_along(site: Site, kind: Kind) -> None:
     assert connections(site.c, port) == sockets and len(sockets) >= 1  # the same sockets, not new ones
     there.remove()
     subject.remove()
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_an_established_connection_is_closed(site: Site, below: str) -> None:
+    """podman 5.4 has no --tcp-close: the option goes beside it. The application sees its peer gone, and runs on."""
+    kind = KINDS["podman+cryoci-runtime"]
+    for node in (site.a, site.b):
+        node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
+    try:
+        subject = site.subject(kind)
+        before = subject.start(f"--connect={site.c.address}:{echo(site.c)}")
+        assert before["peer"] == "open"
+        image = f"{site.registry}/checkpoints/{subject.name}:1"
+        subject.checkpoint(image, "--tcp-established")
+        subject.remove()
+        there = subject.on(site.b)
+        there.restore(image, "--tcp-close")
+        after = there.wait(before["count"] + 3)
+        runs_on(before, after)
+        assert after["peer"] != "open"
+        there.remove()
+    finally:
+        for node in (site.a, site.b):
+            node.run(["rm", "-f", CONFIG])
 
 
 @pytest.mark.parametrize("kind", [KINDS["runc"], KINDS["crun"]], ids=["runc", "crun"])

@@ -51,7 +51,7 @@ elif verb == "pause":
     state["status"] = "paused"
 elif verb == "resume":
     if state["status"] != "stopped":
-        state["status"] = "running"
+        state["status"] = "running" if os.path.exists("/proc/%d" % state["pid"]) else "stopped"
 elif verb == "checkpoint":
     if "empty" not in wish:
         open(value("--image-path") + "/inventory.img", "w").close()

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from cryoci.errors import CheckpointError, ConflictError, NotFoundError, Privile
 from cryoci.shim import paths
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.engines import checkpoint as module
-from cryoci.shim.engines import processes, restore
+from cryoci.shim.engines import outlived, processes, restore
 from cryoci.shim.engines.checkpoint import checkpoint, node_facts
 from cryoci.shim.engines.container import Volume
 from cryoci.shim.engines.options import DumpOptions
@@ -234,6 +236,34 @@ def test_stored_is_stored(live: LiveRuntime, directory: Path, monkeypatch: pytes
             live.wish(kill={"status": 1})
     assert (directory / "cryoci.json").is_file()
     assert left(live) == []
+
+
+@pytest.mark.parametrize("error", [CheckpointError("no private memory"), ProcessLookupError(3, "gone")])
+def test_killed_while_frozen_its_checkpoint_is_kept(live: LiveRuntime, error: Exception) -> None:
+    """Its memory could not be put back, as it was killed meanwhile; the freezer has runtimes call it paused still."""
+
+    def thaw() -> None:
+        os.kill(int(str(live.state["pid"])), signal.SIGKILL)
+        os.waitpid(int(str(live.state["pid"])), 0)
+        raise error
+
+    live.set_status("paused")
+    warnings: list[str] = []
+    began = time.monotonic()
+    assert not outlived.goes_on(live.container(), thaw, warnings)
+    assert time.monotonic() - began < 4
+    assert live.verbs == ["resume"] and "brings it back" in warnings[0]
+
+
+def test_one_that_lives_on_is_no_loss(live: LiveRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def thaw() -> None:
+        raise CheckpointError("the disk is away")
+
+    monkeypatch.setattr(outlived, "_SETTLE", 0.3)
+    live.set_status("paused")
+    with pytest.raises(CheckpointError, match="the disk is away"):
+        outlived.goes_on(live.container(), thaw, [])
+    assert live.verbs == []
 
 
 def test_diff_needs_an_overlay(live: LiveRuntime, directory: Path) -> None:

@@ -55,6 +55,20 @@ def test_what_is_large_is_linked(images: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "containers").iterdir()] == ["id"]
 
 
+def test_options_of_criu_come_along(images: Path, tmp_path: Path) -> None:
+    noted: dict[str, Any] = {}
+    with handover.offered(str(images), noted, {"tcp-close": True, "file-locks": None}):
+        config, target = spec(tmp_path, noted)
+        assert handover.take(str(target), config) == {"tcp-close": True}
+    assert handover.take(str(target), config) == {}
+    images.chmod(0o770)
+    with handover.offered(str(images), noted, {"tcp-close": True}) as names:
+        config, target = spec(tmp_path, noted)
+        assert names == frozenset() and handover.take(str(target), config) == {"tcp-close": True}
+    with handover.offered(str(images), noted, {"tcp-close": None}):
+        assert noted == {}
+
+
 def test_another_file_system_gets_copies(images: Path, tmp_path: Path) -> None:
     noted: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other, handover.offered(str(images), noted):
