@@ -36,7 +36,7 @@ from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import app, cgroup, hooked, record, rootfs, underlying
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
-from cryoci.shim.engines import gpu, outlived, processes, wake
+from cryoci.shim.engines import gpu, left, outlived, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
@@ -85,7 +85,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
     with ExitStack() as undo, processes.exclusive(kept, f"checkpoint of container {container.name}"):
         journal = kept / processes.HELD
         _make(directory)
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        undo.callback(left.discard, container, directory, durable=options.durable)
         _check_space(container, directory, options)
         was_paused = _was_paused(container, journal)
         memory.repair(record.Record(container.root, container.id))  # what a killed cryoci has left
@@ -99,7 +99,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         else:
             undo.push(lambda kind, error, trace: _gpu_back(held, error))
         write_json(journal, {"pid": os.getpid(), "paused": was_paused})
-        undo.callback(journal.unlink, missing_ok=True)
+        undo.callback(left.release, container, journal)
         undo.push(lambda kind, error, trace: _back(container, was_paused, error))
         # restored by a plain crun, it has processes that its freezer does not reach
         init = int(container.state().get("pid", 0))
@@ -142,7 +142,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
                     if held is not None:
                         held.end()
         finally:
-            journal.unlink(missing_ok=True)
+            left.release(container, journal)
 
 
 def _gpu_back(held: Hold, error: BaseException | None) -> bool:
@@ -402,8 +402,7 @@ def _revive(container: Container, directory: Path, options: DumpOptions) -> bool
     except (CryociError, OSError) as e:
         kept = directory
         if not options.durable:  # it lies in a scratch directory of the caller, which goes
-            kept = directory.parent.with_name(f"kept.{container.id[:64]}.{os.getpid()}")
-            directory.rename(kept)
+            kept = left.aside(container, directory)
         raise CheckpointError(
             f"container {container.name} was ended by its checkpoint, the checkpoint could not be stored, and "
             f"the container could not be restored in place: {e.message if isinstance(e, CryociError) else e}",

@@ -71,6 +71,12 @@ class Journal:
         changed.write(record)
         return changed
 
+    def at(self, record: Record, directory: str) -> Journal:
+        """Write that the chunks are in `directory` now. Raises OSError."""
+        changed = dataclasses.replace(self, directory=directory)
+        changed.write(record)
+        return changed
+
     def with_saved(self, record: Record, pid: int, saved: dict[str, str]) -> Journal:
         """Write what the drop has saved of a process. Raises OSError."""
         members = tuple(dataclasses.replace(m, saved=saved) if m.pid == pid else m for m in self.members)
