@@ -34,7 +34,7 @@ def discard(container: Container, directory: Path, *, durable: bool) -> None:
     except ConflictError:
         return  # nobody knows what is needed
     inside = found is not None and Path(found.directory).is_relative_to(os.path.abspath(directory))
-    if found is None or not inside:
+    if found is None or found.source or not inside:
         shutil.rmtree(directory, ignore_errors=True)
     elif not durable:
         found.at(record, f"{aside(container, directory)}/checkpoint")
