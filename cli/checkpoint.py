@@ -56,6 +56,11 @@ from cryoci.cli import app_options, criu_options, output, sealing
     metavar="KEY=VALUE",
     help="How memory moves, over [memory] of config.toml: engine=parallel, write=direct, threads=4...; repeatable.",
 )
+@click.option(
+    "--straight",
+    is_flag=True,
+    help="Store memory in the registry or layout while it is captured, with no copy on this node's disk.",
+)
 @app_options.hooks("pre-checkpoint", "post-restore")
 @output.backend_option
 @sealing.encrypt_option
@@ -81,6 +86,7 @@ def command(
     parent: str | None,
     thin: bool,
     memory: tuple[str, ...],
+    straight: bool,
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -99,13 +105,21 @@ def command(
     and the image names its layers: whole all the same, whatever happens to the earlier one. It needs [memory]
     engine = "parallel" (docs/memory.md).
 
+    With --straight, large memory needs no room on this node's disk: each chunk is stored as a layer before it is
+    dropped, and comes back from there if the container is to run on. `--memory-option budget=256M` bounds the memory
+    that this takes meanwhile.
+
     \b
     Examples:
       cryoci checkpoint web
       cryoci checkpoint web -R --incremental -o registry.example:5000/checkpoints/web:2
+      cryoci checkpoint trainer --straight -o registry.example:5000/checkpoints/trainer:1
       cryoci checkpoint web -R -o registry.example:5000/checkpoints/web:1
       cryoci checkpoint db --tcp-established --file-locks --volumes -o ./db-checkpoint
     """
+    from contextlib import ExitStack
+    from dataclasses import replace
+
     from cryoci import trace
     from cryoci.cli import node
     from cryoci.cli.signals import unwinding
@@ -120,6 +134,8 @@ def command(
     from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
     from cryoci.uses.reporting import reporting
+    from cryoci.uses.straight import straight as storing
+    from cryoci.uses.straight import supplier
 
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
@@ -141,6 +157,13 @@ def command(
         raise UsageError("--thin is for directories: an image is always whole", hint="leave it out")
     if incremental and backend == "buildah":
         raise UsageError("buildah writes all layers anew", hint="leave out --backend buildah")
+    if straight and (to_directory or incremental or recipients or backend == "buildah"):
+        raise UsageError(
+            "--straight is for images, and not together with --incremental, --encrypt-to or --backend buildah",
+            hint="leave out --straight",
+        )
+    if straight:
+        memory = (*memory, "engine=parallel")
     for one in memory:
         Settings().changed(one)  # what is wrong is said before anything is touched
     found = engines.find(container, root=runtime_root)
@@ -165,7 +188,15 @@ def command(
                 found, goal, parent, sealed=bool(recipients), thin=thin, registry_options=registry
             )
         options = DumpOptions(
-            leave_running, rootfs, volumes, to_directory, criu, hooks, lineage.local, memory
+            leave_running,
+            rootfs,
+            volumes,
+            to_directory,
+            criu,
+            hooks,
+            lineage.local,
+            memory,
+            supplier=supplier(registry),
         )
         if isinstance(goal, reference.DirectoryRef):
             with dumping(found, goal.path, options, output.part(progress)) as done:
@@ -178,10 +209,13 @@ def command(
             )
             return
         assert isinstance(goal, (reference.LayoutRef, reference.RegistryRef))
-        with (
-            scratch("checkpoint.") as place,
-            dumping(found, place / "checkpoint", options, output.part(progress)) as done,
-        ):
+        with ExitStack() as stack:
+            sink = None
+            if straight:
+                sink = stack.enter_context(storing(found, goal, compression, registry, memory))
+                options = replace(options, sink=sink, supplier=sink.supplier)
+            place = stack.enter_context(scratch("checkpoint."))
+            done = stack.enter_context(dumping(found, place / "checkpoint", options, output.part(progress)))
             with trace.span("store", chosen=f"compression {compression}") as stored:
                 result = image.push(
                     done.directory,
@@ -192,11 +226,12 @@ def command(
                     encrypt_to=recipients,
                     backend=backend,
                     parent=lineage.image,
+                    here=sink.layers if sink else (),
                 )
                 stored["bytes"] = result.raw_size
             if leave_running:
                 lineage.stored(done.directory, goal, result.digest)
-        done.warnings += lineage.notes
+        done.warnings += lineage.notes + (sink.notes if sink else [])
         told.ref, told.seconds, told.warnings = goal, done.seconds, done.warnings
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 

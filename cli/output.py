@@ -245,7 +245,7 @@ quiet_option = click.option(
 timeline_option = click.option(
     "--timeline",
     metavar="FILE",
-    help="Write where seconds and bytes went: FILE.json, or FILE.html to look at.",
+    help="Write where seconds and bytes went: FILE.json, or FILE.html or FILE.png to look at.",
 )
 report_option = click.option(
     "--report",

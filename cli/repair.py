@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from cryoci.cli import output
@@ -11,13 +13,15 @@ from cryoci.cli import output
 @click.command("repair", short_help="Bring back a container that a killed cryoci has left half way.")
 @click.argument("container")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@output.registry_options
 @output.quiet_option
-def command(container: str, runtime_root: str | None, quiet: bool) -> None:
+def command(container: str, runtime_root: str | None, quiet: bool, **rest: Any) -> None:
     """Repair CONTAINER after a cryoci, or a tool like it, was killed in the middle of an operation on it.
 
     Memory that was moved out of its processes is brought back, a frozen container is thawed, and CUDA processes
     that are locked or checkpointed are brought back to their GPUs. What is parked on purpose stays parked. It
-    can be run again and again.
+    can be run again and again. Memory that `cryoci checkpoint --straight` has stored in a registry is read from there,
+    which the options for registries are for.
 
     \b
     Examples:
@@ -26,8 +30,9 @@ def command(container: str, runtime_root: str | None, quiet: bool) -> None:
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
+    from cryoci.uses.straight import supplier
 
     with unwinding():
-        done = gpu.repair(engines.find(container, root=runtime_root))
+        done = gpu.repair(engines.find(container, root=runtime_root), supplier(output.options(**rest)))
     if not quiet:
         click.echo(f"{container}: {done}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the seconds and bytes of one operation went: `--timeline FILE.json|FILE.html`.
+"""Where the seconds and bytes of one operation went: `--timeline FILE.json|FILE.html|FILE.png`.
 
 Every process of the operation appends its spans and calls (cryoci/trace.py) to one scratch file; at the end they
-become JSON, or one HTML page without scripts and without anything from elsewhere.
+become JSON, one HTML page without scripts and without anything from elsewhere, or a picture (cryoci/picture.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cryoci import page as template
+from cryoci import picture
 from cryoci.errors import UsageError
 from cryoci.files import write_atomic
 from cryoci.page import Html
 from cryoci.trace import TIMELINE
 
-_WIDTH, _LEFT, _RIGHT, _ROW = 1000, 300, 190, 22  # pixels of the drawing, its names, its last numbers, a row
+WIDTH, LEFT, RIGHT, ROW = 1000, 300, 190, 22  # pixels of the drawing, its names, its last numbers, a row
 _MOST = 400  # rows of the drawing
+_FORMS = (".json", ".html", ".png")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Step:
         speed = f", {self.bytes / self.seconds / 1e9:.1f} GB/s" if self.seconds > 0.001 else ""
         return f"{self.bytes / 1e6:,.0f} MB{speed}"
 
+    @property
+    def said(self) -> str:
+        """What stands beside its bar."""
+        return f"{self.seconds:.3f} s" + (f", {self.rate}" if self.rate else "")
+
 
 @dataclass
 class Recorded:
@@ -61,18 +68,21 @@ class Recorded:
 def recording(target: str | None, title: str, *, keep: bool = False) -> Iterator[Recorded]:
     """Record the with block, and write the timeline to `target`, also when the block fails.
 
-    None and not `keep`: record nothing. Raises UsageError (before the block) for a name that ends in neither .json nor
-    .html, OSError.
+    None and not `keep`: record nothing. Raises UsageError (before the block) for a name that ends in none of .json,
+    .html and .png, UnsupportedError (before the block) for a picture that cannot be drawn here, OSError.
     """
     made = Recorded()
     if target is None and not keep:
         yield made
         return
     path = Path(target) if target is not None else None
-    if path is not None and path.suffix not in (".json", ".html"):
+    if path is not None and path.suffix not in _FORMS:
         raise UsageError(
-            f"--timeline {target}: neither .json nor .html", hint="name it FILE.json or FILE.html"
+            f"--timeline {target}: none of {', '.join(_FORMS)}",
+            hint="name it FILE.json, FILE.html or FILE.png",
         )
+    if path is not None and path.suffix == ".png":
+        picture.check()
     fd, scratch = tempfile.mkstemp(prefix="cryoci-timeline.")
     os.close(fd)
     before = os.environ.get(TIMELINE)
@@ -89,8 +99,7 @@ def recording(target: str | None, title: str, *, keep: bool = False) -> Iterator
         made.steps = steps(Path(scratch).read_text(), start)
         os.unlink(scratch)
         if path is not None:
-            form = page if path.suffix == ".html" else _json
-            write_atomic(path, form(title, made.steps, made.seconds).encode(), mode=0o644)
+            write_atomic(path, _form(path.suffix, title, made), mode=0o644)
 
 
 def steps(events: str, origin: float) -> list[Step]:
@@ -121,49 +130,62 @@ def steps(events: str, origin: float) -> list[Step]:
     return result
 
 
-def svg(found: Sequence[Step], total: float) -> Html:
-    """The steps as bars over time, `total` seconds wide; the longest, where there are too many."""
+def drawn(found: Sequence[Step]) -> list[Step]:
+    """The steps that a drawing has; the longest, where there are too many."""
     longest = sorted(range(len(found)), key=lambda i: -found[i].seconds)[:_MOST]
-    shown = [found[i] for i in sorted(longest)]
-    scale = (_WIDTH - _LEFT - _RIGHT) / max(total, 1e-9)
-    height = (len(shown) + 1) * _ROW + 10
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="steps over time">']
+    return [found[i] for i in sorted(longest)]
+
+
+def sentence(found: Sequence[Step], total: float) -> str:
+    """What a drawing shows."""
+    left = max(0, len(found) - _MOST)
+    more = f" The {left} shortest are not drawn." if left else ""
+    return (
+        f"{total:.2f} s in all. Strong bars are cryoci\u2019s steps, grey ones programs that it ran; "
+        f"what is indented happened during the step above it.{more}"
+    )
+
+
+def svg(found: Sequence[Step], total: float) -> Html:
+    """The steps as bars over time, `total` seconds wide."""
+    shown = drawn(found)
+    scale = (WIDTH - LEFT - RIGHT) / max(total, 1e-9)
+    height = (len(shown) + 1) * ROW + 10
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="steps over time">']
     for part in range(5):
-        x = _LEFT + part * total / 4 * scale
-        parts.append(f'<line class="tick" x1="{x:.1f}" y1="{_ROW}" x2="{x:.1f}" y2="{height}"/>')
+        x = LEFT + part * total / 4 * scale
+        parts.append(f'<line class="tick" x1="{x:.1f}" y1="{ROW}" x2="{x:.1f}" y2="{height}"/>')
         parts.append(f'<text x="{x:.1f}" y="14" text-anchor="middle">{part * total / 4:.2f} s</text>')
     for row, step in enumerate(shown, 1):
-        y = row * _ROW
+        y = row * ROW
         depth = min(step.depth, 6)
-        x, width = _LEFT + step.start * scale, max(step.seconds * scale, 1)
-        said = f"{step.seconds:.3f} s" + (f", {step.rate}" if step.rate else "")
+        x, width = LEFT + step.start * scale, max(step.seconds * scale, 1)
+        said = step.said
         title = f"{step.name}: {said}" + (f" ({step.chosen})" if step.chosen else "")
         parts.append(
             f"<g><title>{template.text(title)}</title>"
             f'<text x="{12 * depth}" y="{y + 14}">{template.text(step.name, 44 - 2 * depth)}</text>'
             f'<rect class="{"call" if step.kind == "call" else "span"}" x="{x:.1f}" y="{y + 3}" '
-            f'width="{width:.1f}" height="{_ROW - 7}" rx="2"/>'
-            f'<text x="{min(x + width + 5, _WIDTH - _RIGHT + 5):.1f}" y="{y + 14}">{template.text(said)}</text></g>\n'
+            f'width="{width:.1f}" height="{ROW - 7}" rx="2"/>'
+            f'<text x="{min(x + width + 5, WIDTH - RIGHT + 5):.1f}" y="{y + 14}">{template.text(said)}</text></g>\n'
         )
     return Html("".join([*parts, "</svg>"]))
 
 
 def explained(found: Sequence[Step], total: float) -> Html:
     """What the drawing shows, and the drawing."""
-    left = max(0, len(found) - _MOST)
-    more = f" The {left} shortest are not drawn." if left else ""
-    return Html(
-        template.paragraph(
-            f"{total:.2f} s in all. Strong bars are cryoci\u2019s steps, grey ones programs that it ran; "
-            f"what is indented happened during the step above it.{more}"
-        )
-        + template.wide("timeline", svg(found, total))
-    )
+    return Html(template.paragraph(sentence(found, total)) + template.wide("timeline", svg(found, total)))
 
 
 def page(title: str, found: Sequence[Step], total: float) -> str:
     """One self-contained page of the timeline alone."""
     return template.document(title, Html(f"<h1>{template.text(title)}</h1>{explained(found, total)}"))
+
+
+def _form(suffix: str, title: str, made: Recorded) -> bytes | str:
+    if suffix == ".png":
+        return picture.png(title, made.steps, made.seconds)
+    return (page if suffix == ".html" else _json)(title, made.steps, made.seconds)
 
 
 def _json(title: str, found: Sequence[Step], total: float) -> str:

@@ -33,11 +33,13 @@ _ENTRY = re.compile(r"([0-9]{1,7}-[0-9a-f]{1,16}):([0-9a-f]{64})\Z")
 
 @dataclass(frozen=True)
 class Shared:
-    """A layer of an earlier image: its uncompressed digest, and its files with their digests."""
+    """A layer that is stored already, of an earlier image for one: its uncompressed digest, and its files with their
+    digests. `size` is bytes of files that are nowhere else."""
 
     descriptor: Descriptor
     diff_id: str
     files: Mapping[str, str]
+    size: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 from cryoci.errors import ImageError, UsageError
 from cryoci.ociimage import adaptive, archive, blob, manifest, tar, zstd
+from cryoci.ociimage import annotations as families
 
 FRAME = 2 << 20  # bytes of tar per compressed frame
 BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
@@ -84,6 +85,15 @@ class Plan:
     has_parent: bool = False
 
     @property
+    def annotations(self) -> dict[str, str]:
+        """What its descriptor says of it."""
+        return {
+            families.LAYER_KIND: self.title,
+            families.LAYER_RAW_SIZE: str(self.raw_size),
+            families.TITLE: self.title,
+        }
+
+    @property
     def raw_size(self) -> int:
         """Bytes of the layer's tar, from names and sizes alone."""
         heads = sum(len(head) for head, _ in self.members())
@@ -118,11 +128,11 @@ def plan(checkpoint: archive.Checkpoint, kept: Collection[str] = (), taken: int 
     plans = [Plan("metadata", small, checkpoint.folders, checkpoint.has_parent)]
     if crowd:
         files = tuple(sorted(crowd, key=lambda f: f.name))
-        plans.append(Plan("rest", files, _folders(files)))
+        plans.append(Plan("rest", files, folders_of([f.name for f in files])))
     for files in memory:
         more = f" +{len(files) - 1}" if len(files) > 1 else ""
-        plans.append(Plan(files[0].name + more, files, _folders(files)))
-    return plans + [Plan(f.name, (f,), _folders((f,))) for f in sorted(own, key=lambda f: f.name)]
+        plans.append(Plan(files[0].name + more, files, folders_of([f.name for f in files])))
+    return plans + [Plan(f.name, (f,), folders_of((f.name,))) for f in sorted(own, key=lambda f: f.name)]
 
 
 def most_kept(checkpoint: archive.Checkpoint) -> int:
@@ -170,8 +180,9 @@ def _place(file: archive.File) -> tuple[int, int]:
     return int(match[1]), int(match[2], 16)
 
 
-def _folders(files: Sequence[archive.File]) -> tuple[str, ...]:
-    return tuple(sorted({f.name.partition("/")[0] for f in files if "/" in f.name}))
+def folders_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The folders that files of these names lie in."""
+    return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}))
 
 
 class Pool:
@@ -206,7 +217,7 @@ class Writer:
 
     After `open` is exhausted, `diff_id` is the sha256 digest of the uncompressed tar; empty without
     compression, where it is the digest of what `open` gave, and without `with_diff_id`. `advance` hears
-    of its bytes as they pass.
+    of its bytes as they pass. `fd` is the plan's one file where that has no name in `directory`.
     """
 
     def __init__(
@@ -217,8 +228,10 @@ class Writer:
         advance: Callable[[int], None],
         *,
         with_diff_id: bool = True,
+        fd: int | None = None,
     ) -> None:
         self.plan = plan
+        self._fd = fd
         # what is not compressed has one digest, and whoever stores it computes that anyway
         self._digested = with_diff_id and pool.compression.codec != "none"
         self.diff_id = ""
@@ -281,10 +294,16 @@ class Writer:
         for head, file in self.plan.members():
             yield _Bytes(head)
             if file is not None:
-                with _opened(self._directory / file.name, file.size) as source:
+                with self._opened(file) as source:
                     yield source
                 yield _Bytes(tar.padding(file.size))
         yield _Bytes(tar.END)
+
+    def _opened(self, file: archive.File) -> _opened:
+        if self._fd is None:
+            return _opened(self._directory / file.name, file.size)
+        # opened anew: a transfer that starts over reads it from its first byte
+        return _opened(Path(f"/proc/self/fd/{self._fd}"), file.size, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class _Bytes:
@@ -303,9 +322,11 @@ class _Bytes:
 class _opened:
     """Fills buffers from a file of a promised size; returns less than the room only at the end."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(
+        self, path: Path, size: int, flags: int = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    ) -> None:
         self._path, self._left = path, size
-        self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._fd = os.open(path, flags)
         if os.fstat(self._fd).st_size != size:
             os.close(self._fd)
             raise ImageError(f"{path} changed its size while it was packed")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,8 +70,9 @@ def push(
     encrypt_to: Recipients | None = None,
     backend: str = "cryoci",
     parent: chunks.Parent | None = None,
+    here: Sequence[chunks.Shared] = (),
 ) -> PackResult:
-    """Package the checkpoint in `directory` and write it to `ref`.
+    """Package the checkpoint in `directory` and write it to `ref`, together with layers that are `here` already.
 
     `annotations` are facts (annotations.FACTS) or full keys and win over what the checkpoint says itself.
     `created` defaults to the time of the dump, so the same directory gives the same digests; those of layers
@@ -96,13 +97,15 @@ def push(
     codec = layers.Compression.parse(compression)
     name = stores.target_name(ref)
     checkpoint = archive.validate(directory)
-    noted = annotations_of(checkpoint, annotations or {}, created)
+    raw_size = checkpoint.size + sum(layer.size for layer in here)
+    noted = annotations_of(checkpoint, {"raw-size": str(raw_size), **(annotations or {})}, created)
     store = stores.open_store(ref, registry_options, create=True)
     digests = {} if encrypt_to else chunks.of(checkpoint)  # which would tell what the encryption hides
     again = not (encrypt_to or codec.auto)
     push_of = f"{compression} {parent.digest if parent else ''}"
     with store.session(), _remembering(store, directory, push_of, again=again):
-        shared = parent.select(digests, store, layers.most_kept(checkpoint)) if parent else []
+        room = layers.most_kept(checkpoint) - len(here)
+        shared = [*here, *(parent.select(digests, store, room) if parent else ())]
         plans = layers.plan(checkpoint, {n for layer in shared for n in layer.files}, len(shared))
         seal = _seal(encrypt_to, codec, plans)
         with layers.Pool(codec) as pool:
@@ -120,7 +123,7 @@ def push(
                 seal.media_type if seal else codec.media_type,
                 stored.digest,
                 stored.size,
-                _layer_annotations(writer.plan) | marks | (seal.annotations if seal else {}),
+                writer.plan.annotations | marks | (seal.annotations if seal else {}),
             )
             for (stored, writer), marks in zip(done, held, strict=True)
         ]
@@ -131,12 +134,13 @@ def push(
         manifest_digest = store.put_manifest(image, MANIFEST, None)
         digest = store.put_manifest(index, INDEX, name)
         stores.confirm(store, name, digest)
-    from_parent = sum(old.descriptor.size for old in shared)
+    taken = sum(old.descriptor.size for old in shared)
+    from_parent = sum(old.descriptor.size for old in shared[len(here) :])
     return PackResult(
         digest,
         manifest_digest,
-        sum(part.size for part in parts) + from_parent + len(image) + len(index),
-        checkpoint.size,
+        sum(part.size for part in parts) + taken + len(image) + len(index),
+        raw_size,
         time.monotonic() - began,
         str(ref),
         sum(part.size for part in parts if not part.sent) + from_parent,
@@ -173,14 +177,6 @@ def annotations_of(
         families.CREATED: rfc3339(when),
     }
     return families.build({"host.arch": goarch(), **checkpoint.facts, **own, **given})
-
-
-def _layer_annotations(plan: layers.Plan) -> dict[str, str]:
-    return {
-        families.LAYER_KIND: plan.title,
-        families.LAYER_RAW_SIZE: str(plan.raw_size),
-        families.TITLE: plan.title,
-    }
 
 
 def _documents(

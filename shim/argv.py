@@ -81,7 +81,8 @@ _CRIU = (
     " tcp-close ghost-limit= timeout= network-lock= external= libdir= log-level= link-remap skip-in-flight"
 )
 _OWN = {
-    "checkpoint": _CRIU + " hold-memory criu-memory memory-parent= memory-returns memory-options=",
+    "checkpoint": _CRIU
+    + " hold-memory criu-memory memory-parent= memory-returns memory-options= memory-sink=",
     "restore": _CRIU + " no-new-keyring",
 }
 

@@ -36,7 +36,7 @@ OPTION_OF = {
 # session keeps the keyring it has. Those of memory are cryoci's own (shim/memory/verbs.py).
 _DROP = frozenset(
     {"no-subreaper", "no-new-keyring", "hold-memory", "criu-memory", "memory-parent", "memory-returns"}
-    | {"memory-options"}
+    | {"memory-options", "memory-sink"}
 )
 
 

@@ -19,6 +19,7 @@ _RECORD = (
     "restored.pid",
     "adopt.lock",
     "memory-progress",
+    "memory-sink",
 )  # in this order: without `runtime`, no record
 LOGS = ("dump.log", "restore.log", "dump-attempt.log", "restore-attempt.log", "memory-placement.json")
 _KEPT = 32  # containers that are gone and whose logs are still there

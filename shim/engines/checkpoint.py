@@ -28,15 +28,13 @@ from cryoci.errors import (
     ConflictError,
     CryociError,
     PrivilegeError,
-    SpaceError,
     ToolError,
-    UnsupportedError,
 )
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.shim import app, cgroup, hooked, record, rootfs, underlying
+from cryoci.shim import app, cgroup, hooked, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
-from cryoci.shim.engines import gpu, outlived, processes, wake
+from cryoci.shim.engines import checks, gpu, left, outlived, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
@@ -44,6 +42,7 @@ from cryoci.shim.gpu import amd, dump
 from cryoci.shim.gpu.hold import Hold, image_facts
 from cryoci.shim.memory import index
 from cryoci.shim.memory import repair as memory
+from cryoci.shim.memory.supply import Supplier
 
 T = TypeVar("T")
 _CONTAINERD = "/run/containerd/"  # below it containerd's shim has the --root of its runtimes
@@ -74,8 +73,9 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
     if os.geteuid() != 0:
         raise PrivilegeError("a checkpoint needs root: CRIU reads other processes' memory", hint="use sudo")
     container.must_run()
-    _check_moving(container, options)
-    _check_user(container)
+    checks.moving(container, options)
+    checks.sink(container, options)
+    checks.user(container)
     done = Checkpoint(container, directory)
     before, after = (
         app.hooks(kind, container.spec.get("annotations") or {}, options.hooks) for kind in app.KINDS
@@ -85,10 +85,11 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
     with ExitStack() as undo, processes.exclusive(kept, f"checkpoint of container {container.name}"):
         journal = kept / processes.HELD
         _make(directory)
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        _check_space(container, directory, options)
+        undo.callback(left.discard, container, directory, durable=options.durable)
+        checks.space(container, directory, options)
         was_paused = _was_paused(container, journal)
-        memory.repair(record.Record(container.root, container.id))  # what a killed cryoci has left
+        # what a killed cryoci has left
+        memory.repair(record.Record(container.root, container.id), options.supplier)
         if before.steps:
             wake.check_awake(container, was_paused)
             undo.callback(wake.settle, container, owed, done.warnings)
@@ -99,15 +100,15 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         else:
             undo.push(lambda kind, error, trace: _gpu_back(held, error))
         write_json(journal, {"pid": os.getpid(), "paused": was_paused})
-        undo.callback(journal.unlink, missing_ok=True)
-        undo.push(lambda kind, error, trace: _back(container, was_paused, error))
+        undo.callback(left.release, container, journal)
+        undo.push(lambda kind, error, trace: _back(container, was_paused, options.supplier, error))
         # restored by a plain crun, it has processes that its freezer does not reach
         init = int(container.state().get("pid", 0))
         cgroup.gather(init)
         group = cgroup.path_of(init)
         if container.status != "paused":
             _timed(done, "freeze", lambda: container.call("pause"))
-        moving = _moves_connections(options)
+        moving = checks.moves_connections(options)
         if moving:  # its engine unmounts these when the processes are gone
             _timed(done, "volumes", lambda: _save_volumes(container, directory, options))
         _timed(done, "dump", lambda: _dump(container, directory, options, leave=not moving))
@@ -125,7 +126,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         _describe(container, directory, options)
         if options.durable:
             sync_tree(directory)
-        if options.leave_running and not _timed(done, "resume", lambda: _goes_on(done, was_paused)):
+        if options.leave_running and not _timed(done, "resume", lambda: _goes_on(done, was_paused, options)):
             if held is not None:
                 held.end()
         elif options.leave_running:
@@ -142,7 +143,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
                     if held is not None:
                         held.end()
         finally:
-            journal.unlink(missing_ok=True)
+            left.release(container, journal)
 
 
 def _gpu_back(held: Hold, error: BaseException | None) -> bool:
@@ -154,29 +155,6 @@ def _gpu_back(held: Hold, error: BaseException | None) -> bool:
             f"{error}; and then: {e.message}", hint="bring it back by `cryoci repair CONTAINER`"
         ) from error
     return False
-
-
-def _moves_connections(options: DumpOptions) -> bool:
-    return bool(options.criu.tcp_established) and not options.leave_running
-
-
-def _check_moving(container: Container, options: DumpOptions) -> None:
-    if _moves_connections(options) and container.auto_remove:
-        raise ConflictError(
-            f"container {container.name} is removed by its engine when it stops (--rm), so its established "
-            "connections cannot be moved safely",
-            hint="add --leave-running, or start the container without --rm",
-        )
-
-
-def _check_user(container: Container) -> None:
-    """A dump that nobody could restore is refused."""
-    namespaces = (container.spec.get("linux") or {}).get("namespaces") or ()
-    if any(one.get("type") == "user" for one in namespaces):
-        raise UnsupportedError(
-            f"container {container.name} has a user namespace, and CRIU cannot restore such a one",
-            hint="start it without (no --userns, --uidmap)",
-        )
 
 
 def _was_paused(container: Container, journal: Path) -> bool:
@@ -199,22 +177,6 @@ def _make(directory: Path) -> None:
         directory.chmod(0o700)
 
 
-def _check_space(container: Container, directory: Path, options: DumpOptions) -> None:
-    """Refuse before anything is touched: CRIU needs about the resident memory, and the rw layer its size.
-
-    How much is shared with a parent nobody knows before.
-    """
-    if options.parent is not None:
-        return
-    need = processes.private_memory(int(container.state().get("pid", 0)))
-    free = shutil.disk_usage(directory).free
-    if need > free:
-        raise SpaceError(
-            f"{directory} has {free >> 20} MiB free, and the processes of {container.name} hold {need >> 20} MiB",
-            hint="free space there, give another directory, or set TMPDIR to one on a larger file system",
-        )
-
-
 def _dump(container: Container, directory: Path, options: DumpOptions, *, leave: bool) -> None:
     criu = probe()
     if criu.version < FROZEN:
@@ -231,14 +193,18 @@ def _dump(container: Container, directory: Path, options: DumpOptions, *, leave:
         words.append("--memory-returns")
     if options.memory:
         words += ["--memory-options", ",".join(options.memory)]
-    if container.engine == "podman" and container.facts.get("runtime.name") in underlying.DEFAULTS:
+    if checks.below_podman(container):
         words.append("--criu-memory")  # podman will restore it by that runtime, without cryoci
+    if options.sink is not None:
+        words += ["--memory-sink", options.sink.path]
     if options.parent is not None:
         words += ["--memory-parent", str(options.parent / "checkpoint")]
     words += criu_flags(options.criu, "dump")
     try:
         container.call("checkpoint", *words)
     except ToolError as e:
+        if options.sink is not None and options.sink.error is not None:
+            raise options.sink.error from e
         cause = log.explain_failure(str(directory / "dump.log"), "dump")
         kept = record.Record(container.root, container.id).keep_log("dump", str(directory / "dump.log"))
         if cause is None:
@@ -335,9 +301,9 @@ def node_facts() -> dict[str, str]:
     }
 
 
-def _thaw(container: Container, was_paused: bool) -> None:
+def _thaw(container: Container, was_paused: bool, supplier: Supplier | None) -> None:
     """Let the container run on, and make sure that it does."""
-    memory.repair(record.Record(container.root, container.id))
+    memory.repair(record.Record(container.root, container.id), supplier)
     if container.status == "paused" and not was_paused:
         container.call("resume")
     status = container.status
@@ -348,15 +314,20 @@ def _thaw(container: Container, was_paused: bool) -> None:
         )
 
 
-def _goes_on(done: Checkpoint, was_paused: bool) -> bool:
-    return outlived.goes_on(done.container, lambda: _thaw(done.container, was_paused), done.warnings)
+def _goes_on(done: Checkpoint, was_paused: bool, options: DumpOptions) -> bool:
+    def thaw() -> None:
+        _thaw(done.container, was_paused, options.supplier)
+
+    return outlived.goes_on(done.container, thaw, done.warnings)
 
 
-def _back(container: Container, was_paused: bool, error: BaseException | None) -> bool:
+def _back(
+    container: Container, was_paused: bool, supplier: Supplier | None, error: BaseException | None
+) -> bool:
     """`_thaw` on the way out of a failure, whose reason must not get lost."""
     try:
         with deferred():
-            _thaw(container, was_paused)
+            _thaw(container, was_paused, supplier)
     except CryociError as e:
         raise CheckpointError(f"{error}; and then: {e.message}", hint=e.hint) from error
     return False
@@ -404,8 +375,7 @@ def _revive(container: Container, directory: Path, options: DumpOptions) -> bool
     except (CryociError, OSError) as e:
         kept = directory
         if not options.durable:  # it lies in a scratch directory of the caller, which goes
-            kept = directory.parent.with_name(f"kept.{container.id[:64]}.{os.getpid()}")
-            directory.rename(kept)
+            kept = left.aside(container, directory)
         raise CheckpointError(
             f"container {container.name} was ended by its checkpoint, the checkpoint could not be stored, and "
             f"the container could not be restored in place: {e.message if isinstance(e, CryociError) else e}",

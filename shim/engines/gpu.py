@@ -21,6 +21,7 @@ from cryoci.shim.gpu import hold as holds
 from cryoci.shim.gpu import nvml, preflight, select
 from cryoci.shim.gpu.hold import Hold
 from cryoci.shim.memory import repair as memory
+from cryoci.shim.memory.supply import Supplier
 from cryoci.shim.record import Record
 
 
@@ -140,13 +141,14 @@ def is_parked(container: Container) -> bool:
     return left is not None and left.parked
 
 
-def repair(container: Container) -> str:
+def repair(container: Container, supplier: Supplier | None = None) -> str:
     """Bring back what a killed cryoci has left of a container; returns what was done, in words.
 
-    Raises ConflictError while an operation is under way, CudaError and RestoreError when it cannot be done.
+    `supplier` leads to memory that was stored elsewhere. Raises ConflictError while an operation is under way,
+    CudaError and RestoreError when it cannot be done.
     """
     with _exclusive(container) as directory:
-        moved = memory.repair(_record(container))  # first: CUDA restores into memory that is there
+        moved = memory.repair(_record(container), supplier)  # first: CUDA restores into memory that is there
         done = [moved] if moved else []
         left = holds.load(_record(container))
         frozen_by_us = directory / processes.HELD

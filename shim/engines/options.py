@@ -12,6 +12,7 @@ from cryoci.errors import ImageError
 from cryoci.files import read_json
 from cryoci.shim import app
 from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.memory.supply import Storing, Supplier
 
 RootfsChoice = Literal["auto", "full", "diff", "none"]
 _DUMP_ONLY = frozenset({"link-remap", "ghost-limit", "timeout", "skip-in-flight"})
@@ -22,7 +23,8 @@ class DumpOptions:
     """What to take along. `rootfs`: auto is "diff" where the base image is known, else "full".
 
     `durable`: the directory is the product, so it is on disk before the container ends. `parent` is a checkpoint
-    directory with whose chunk files memory is shared. `memory` are KEY=VALUE over [memory] of config.toml.
+    directory with whose chunk files memory is shared. `memory` are KEY=VALUE over [memory] of config.toml. `sink`
+    stores memory while it is captured; `supplier` leads to what it or an earlier one has stored.
     """
 
     leave_running: bool = False
@@ -33,6 +35,8 @@ class DumpOptions:
     hooks: app.Choice = field(default_factory=app.Choice)
     parent: Path | None = None
     memory: tuple[str, ...] = ()
+    sink: Storing | None = None
+    supplier: Supplier | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cryoci.files import sync_directory
 from cryoci.shim.memory import chunk, index
@@ -15,6 +15,9 @@ from cryoci.shim.memory.calls import PAGE
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.settings import Settings
+
+if TYPE_CHECKING:
+    from cryoci.shim.memory.sink import Sink
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -26,14 +29,17 @@ def capture(
     settings: Settings,
     parent: Parent | None = None,
     passed: Callable[[int], None] = lambda n: None,
+    sink: Sink | None = None,
 ) -> index.Index:
     """Write all areas of `processes`, which do not run, to `directory`, and the index last.
 
-    `settings` are those of a placement. What `parent` has already is linked there. `passed` is told of bytes that
-    were read, from any thread. Memory used is two pieces per thread. Raises OSError; what was written is removed then.
+    `settings` are those of a placement. What `parent` has already is linked there. With `sink` chunks go there, and
+    `directory` gets the index alone. `passed` is told of bytes that were read, from any thread. Memory used is two
+    pieces per thread, and with a sink one chunk. Raises OSError, and what the sink raises; what was written is removed
+    then.
     """
     remove(directory)  # an earlier file may be a link to another checkpoint's: it must not be written to
-    jobs = [(process.pid, key) for process in processes for key in _keys(process, settings.chunk)]
+    jobs = [(process.pid, key) for process in processes for key in keys(process, settings.chunk)]
     pagemaps = {
         process.pid: os.open(f"/proc/{process.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         for process in processes
@@ -48,6 +54,13 @@ def capture(
         if parent and (linked := parent.link(where, key, pid, pagemaps[pid], local.buffer)):
             passed(linked.stored)
             return linked
+        if sink is not None:
+            return sink.take(
+                key.name,
+                lambda fd: chunk.store(
+                    fd, key, pid, pagemaps[pid], local.buffer, kind=settings.digest, passed=passed
+                ),
+            )
         return chunk.capture(
             where,
             key,
@@ -96,7 +109,7 @@ def remove(directory: str) -> None:
         pass
 
 
-def _keys(process: Process, size: int) -> Iterator[chunk.Key]:
+def keys(process: Process, size: int) -> Iterator[chunk.Key]:
     """Chunks of a process: cut where addresses are multiples of `size`."""
     for area in process.areas:
         start = area.start

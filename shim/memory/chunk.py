@@ -87,59 +87,77 @@ def capture(
     direct: bool = False,
     passed: Callable[[int], None] = lambda n: None,
 ) -> Written:
-    """Write the chunk `key` of process `pid` to the directory open as `directory`, durably; `kind` is of its digest.
+    """Write the chunk `key` of process `pid` to the directory open as `directory`, durably.
 
-    `direct`: its pages go past the page cache, for which the file system must take O_DIRECT. `passed` is told of
-    bytes that were read. Raises OSError, UnsupportedError.
+    `direct`: its pages go past the page cache, for which the file system must take O_DIRECT. The rest as `store`.
     """
-    flags_ = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(key.name, flags_ | (os.O_DIRECT if direct else 0), 0o600, dir_fd=directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(key.name, flags | (os.O_DIRECT if direct else 0), 0o600, dir_fd=directory)
     try:
-        flags = bytearray(key.pages)
-        first = data_offset(key.pages)
-        at = first
-        sum_ = sums.new(kind)
-        for runs, size in batches(calls.present(pagemap, key.start, key.end)):
-            if calls.read(pid, runs, buffer.address) != size:
-                raise OSError(14, f"memory of process {pid} cannot be read")
-            parts = [buffer.view[begin:end] for begin, end in _keep(runs, size, key.start, flags, buffer)]
-            if sum_ is not None:
-                for part in parts:
-                    sum_.update(part)
-            at = _write(fd, parts, at)
-            passed(size)
-        stored = (at - first) // PAGE
-        if stored != flags.count(1) or len(flags) != key.pages:
-            raise OSError(14, f"the kernel's account of the memory of process {pid} contradicts itself")
-        head = _HEAD.pack(MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages, stored, first, kind, 0)
-        bitmap = _pack(flags)
-        digest = b""
-        if sum_ is not None:
-            sum_.update(head)
-            sum_.update(bitmap)
-            digest = sum_.digest()
-        if direct:  # the head is no whole page
-            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
-        _write(fd, [memoryview(head + digest.ljust(32, b"\0") + bitmap)], 0)
-        if stored == 0:
-            os.ftruncate(fd, first)
+        written = store(fd, key, pid, pagemap, buffer, kind=kind, passed=passed)
         os.fsync(fd)
-        return Written(key, stored * PAGE, digest.hex())
+        return written
     finally:
         os.close(fd)
 
 
+def store(
+    fd: int,
+    key: Key,
+    pid: int,
+    pagemap: int,
+    buffer: Buffer,
+    *,
+    kind: int,
+    passed: Callable[[int], None] = lambda n: None,
+) -> Written:
+    """Write the chunk `key` of process `pid` to the empty file `fd`; `kind` is of its digest.
+
+    `passed` is told of bytes that were read. Raises OSError, UnsupportedError.
+    """
+    flags = bytearray(key.pages)
+    first = data_offset(key.pages)
+    at = first
+    sum_ = sums.new(kind)
+    for runs, size in batches(calls.present(pagemap, key.start, key.end)):
+        if calls.read(pid, runs, buffer.address) != size:
+            raise OSError(14, f"memory of process {pid} cannot be read")
+        parts = [buffer.view[begin:end] for begin, end in _keep(runs, size, key.start, flags, buffer)]
+        if sum_ is not None:
+            for part in parts:
+                sum_.update(part)
+        at = _write(fd, parts, at)
+        passed(size)
+    stored = (at - first) // PAGE
+    if stored != flags.count(1) or len(flags) != key.pages:
+        raise OSError(14, f"the kernel's account of the memory of process {pid} contradicts itself")
+    head = _HEAD.pack(MAGIC, VERSION, PAGE, key.vpid, key.start, key.pages, stored, first, kind, 0)
+    bitmap = _pack(flags)
+    digest = b""
+    if sum_ is not None:
+        sum_.update(head)
+        sum_.update(bitmap)
+        digest = sum_.digest()
+    # the head is no whole page
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+    _write(fd, [memoryview(head + digest.ljust(32, b"\0") + bitmap)], 0)
+    if stored == 0:
+        os.ftruncate(fd, first)
+    return Written(key, stored * PAGE, digest.hex())
+
+
 class Reader:
-    """An open chunk file, checked against what it should be. Use as a context manager.
+    """A chunk file in an open directory, or open as `fd`, checked against what it should be. Use as a context manager.
 
     Raises ImageError when the file is none or another one's, IntegrityError from `pieces` at its end when the
     bytes are not those that were written; what was read until then is not to be used.
     """
 
-    def __init__(self, directory: int, key: Key, digest: str) -> None:
+    def __init__(self, directory: int, key: Key, digest: str, fd: int = -1) -> None:
         self.key = key
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self.fd = os.open(key.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            self.fd = os.open(key.name, flags, dir_fd=directory) if fd < 0 else fd
         except OSError as e:
             raise ImageError(f"{key.name} of the checkpoint cannot be read: {e.strerror}") from e
         try:

@@ -18,6 +18,7 @@ from cryoci.shim.memory.journal import Journal, Member
 from cryoci.shim.memory.meter import Meter
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.settings import Settings
+from cryoci.shim.memory.sink import Sink, arrange
 from cryoci.shim.record import Record
 
 
@@ -28,10 +29,12 @@ def take_out(
     settings: Settings,
     parent: Parent | None = None,
     returns: bool = False,
+    sink: Sink | None = None,
 ) -> Journal | None:
     """Capture and drop the large memory of the container whose first process is `init`.
 
-    Chunks that are as in `parent` are linked instead of written. `returns`: it will be put back from there soon.
+    Chunks that are as in `parent` are linked instead of written. `returns`: it will be put back from there soon. With
+    `sink` chunks are stored there; when this or the dump fails after the drop, whoever has the sink puts them back.
 
     Returns the journal to hand to `put_back` or `conclude`; None when there is nothing to move. When it raises,
     the container is as it was. Raises CheckpointError, UnsupportedError, ConflictError, SpaceError.
@@ -58,19 +61,25 @@ def take_out(
             box.set(was_frozen)
             return None
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        if parent is None:  # else nobody knows before; nothing is dropped if there is too little
+        if (
+            parent is None and sink is None
+        ):  # else nobody knows before; nothing is dropped if there is too little
             _check_space(chosen, directory)
-        size = sum(area.resident for process in chosen for area in process.areas)
         with trace.span("memory: place"):
-            plan = placement.for_capture(directory, size, settings, returns=returns)
+            if sink is not None:
+                chosen, plan = arrange(chosen, settings)
+            size = sum(area.resident for process in chosen for area in process.areas)
+            if sink is None:
+                plan = placement.for_capture(directory, size, settings, returns=returns)
             plan.keep(record, "capture")
         with (
             trace.span("memory: capture", bytes=size, chosen=plan.text),
             Meter(record.directory, "capture", size) as meter,
         ):
-            capture.capture(chosen, directory, plan.settings, parent, meter.add)
+            capture.capture(chosen, directory, plan.settings, parent, meter.add, sink)
+            source = sink.seal(directory) if sink is not None else ""
         members = tuple(Member(p.pid, p.vpid, p.born) for p in chosen)
-        note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members)
+        note = Journal("captured", os.path.abspath(directory), box.path, was_frozen, members, source=source)
         note.write(record)
         keep(directory, True)
         moved = {process.pid for process in chosen}
@@ -150,6 +159,8 @@ def _undo(
         box.set(was_frozen)
         capture.remove(directory)
         return
+    if note.source and note.state != "captured":
+        return  # whoever has the sink puts it back
     try:
         repair.bring_back(record, note, settings)
     except (CryociError, OSError) as e:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from cryoci.errors import RestoreError
-from cryoci.shim.memory import calls, chain, chunk, find
+from cryoci.shim.memory import calls, chain, chunk, find, supply
 from cryoci.shim.memory.capture import each
 from cryoci.shim.memory.index import Index
+from cryoci.shim.memory.supply import Supply
 
 
 def size(index: Index, directory: str) -> int:
@@ -31,9 +32,11 @@ def fill(
     pids: Mapping[int, int],
     threads: int,
     passed: Callable[[int], None] = lambda n: None,
+    source: Supply | None = None,
 ) -> int:
-    """Write all chunks in `directory` to the processes; `pids` maps pids in the container to those here.
+    """Write all chunks in `directory`, or of `source`, to the processes.
 
+    `pids` maps pids in the container to those here.
     Returns how many bytes were written; `passed` is told as they are, from any thread.
     Writing twice does no harm. Raises RestoreError when a process or its areas are not there, ImageError and
     IntegrityError when a chunk is not what was captured: the processes must not go on then.
@@ -44,15 +47,21 @@ def fill(
                 f"process {vpid} of the container, whose memory is to be filled, is not there"
             )
         _check_areas(pids[vpid], vpid, runs)
-    places = chain.Places(index, directory)
+    places = chain.Places(index, directory) if source is None else None
     local = threading.local()
+
+    def opened(key: chunk.Key, digest: str) -> chunk.Reader:
+        if places is not None:
+            return chunk.Reader(places.of(key), key, digest)
+        assert source is not None
+        return supply.opened(source, key, digest)
 
     def one(job: tuple[chunk.Key, str]) -> int:
         key, digest = job
         total = 0
         if not hasattr(local, "buffer"):
             local.buffer = chunk.Buffer()
-        with chunk.Reader(places.of(key), key, digest) as reader:
+        with opened(key, digest) as reader:
             for runs, size in reader.pieces(local.buffer):
                 done = calls.write(pids[key.vpid], runs, local.buffer.address)
                 if done != size:
@@ -72,7 +81,8 @@ def fill(
             hint="see the node's free memory and the container's limit",
         ) from e
     finally:
-        places.close()
+        if places is not None:
+            places.close()
 
 
 def _check_areas(pid: int, vpid: int, runs: tuple[calls.Run, ...]) -> None:

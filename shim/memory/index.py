@@ -31,7 +31,7 @@ VERSION, CHAINED = 1, 2
 FORMAT = f"{chunk.VERSION} {PAGE}"  # of chunk files: version and page size, as io.cryoci.memory.format of an image
 MAX_SOURCES = 4096
 _SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:+=,-]{0,254}\Z")
-_LIMIT = 64 << 20
+LIMIT = 64 << 20  # bytes of an index
 _TOP = 1 << 47  # user addresses of x86-64 with four levels; five are never given out unasked
 
 
@@ -86,14 +86,21 @@ def write(
 
 
 def read(directory: str) -> Index:
-    """Read and check the index. Raises ImageError, UnsupportedError."""
-    path = f"{directory}/{NAME}"
+    """Read and check the index of the images in `directory`. Raises ImageError, UnsupportedError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(f"{directory}/{NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as f:
-            raw = f.read(_LIMIT + 1)
-        value = json.loads(raw) if len(raw) <= _LIMIT else None
-    except (OSError, ValueError, RecursionError) as e:
+            raw = f.read(LIMIT + 1)
+    except OSError as e:
+        raise ImageError(f"{NAME} of the checkpoint cannot be read: {e}") from e
+    return parse(raw)
+
+
+def parse(raw: bytes) -> Index:
+    """Check an index. Raises ImageError, UnsupportedError."""
+    try:
+        value = json.loads(raw) if len(raw) <= LIMIT else None
+    except (ValueError, RecursionError) as e:
         raise ImageError(f"{NAME} of the checkpoint cannot be read: {e}") from e
     if not isinstance(value, dict):
         raise ImageError(f"{NAME} of the checkpoint is not an index of memory")

@@ -2,7 +2,8 @@
 """Who holds the only copy of a container's dropped memory: memory.json in its record.
 
     captured   the processes hold all of it; they are about to be stopped
-    dropping   the chunk files hold all of it, and are durable; the processes are stopped and hold some or none
+    dropping   the chunk files hold all of it, and are durable; the processes are stopped and hold some or none. With
+               a `source` they are there: stored and acknowledged (supply.py)
     restoring  the chunk files (the checkpoint) hold all of it; the processes are restored, stopped, and being filled
     filled     the processes hold all of it again, and may run
 
@@ -23,7 +24,7 @@ from cryoci.shim.memory import find
 from cryoci.shim.record import Record
 
 NAME = "memory.json"
-VERSION = 1
+VERSION, SUPPLIED = 1, 2  # 2: the chunks are where `source` says, which an older cryoci would not look at
 State = Literal["captured", "dropping", "restoring", "filled"]
 _STATES = ("captured", "dropping", "restoring", "filled")
 
@@ -45,8 +46,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Journal:
-    """One operation: `directory` has the chunks; `freezer` is a cgroup, and `frozen` what it was before; `owner` is
-    the process at work on it, with its start time."""
+    """One operation: `directory` has the chunks, unless they are in `source`; `freezer` is a cgroup, and `frozen` what
+    it was before; `owner` is the process at work on it, with its start time."""
 
     state: State
     directory: str
@@ -54,6 +55,7 @@ class Journal:
     frozen: bool
     members: tuple[Member, ...]
     owner: tuple[int, int] = dataclasses.field(default_factory=lambda: (os.getpid(), find.born(os.getpid())))
+    source: str = ""
 
     @property
     def busy(self) -> bool:
@@ -63,11 +65,20 @@ class Journal:
     def write(self, record: Record) -> None:
         """Write it, durably. Raises OSError."""
         record.make()
-        write_json(_path(record), {"version": VERSION, **dataclasses.asdict(self)})
+        value = dataclasses.asdict(self)
+        if not self.source:
+            del value["source"]
+        write_json(_path(record), {"version": SUPPLIED if self.source else VERSION, **value})
 
     def become(self, record: Record, state: State) -> Journal:
         """Write the same in another state. Raises OSError."""
         changed = dataclasses.replace(self, state=state)
+        changed.write(record)
+        return changed
+
+    def at(self, record: Record, directory: str) -> Journal:
+        """Write that the chunks are in `directory` now. Raises OSError."""
+        changed = dataclasses.replace(self, directory=directory)
         changed.write(record)
         return changed
 
@@ -90,7 +101,7 @@ def read(record: Record) -> Journal | None:
             f"{_path(record)} cannot be read: {e}", hint="it is of another cryoci, or damaged"
         ) from e
     try:
-        if value["version"] != VERSION or value["state"] not in _STATES:
+        if value["version"] not in (VERSION, SUPPLIED) or value["state"] not in _STATES:
             raise ValueError("another version")
         members = tuple(Member(m["pid"], m["vpid"], m["born"], m["saved"]) for m in value["members"])
         pid, since = value["owner"]
@@ -101,6 +112,7 @@ def read(record: Record) -> Journal | None:
             value["frozen"],
             members,
             (int(pid), int(since)),
+            str(value["source"]) if value["version"] == SUPPLIED else "",
         )
     except (KeyError, TypeError, ValueError) as e:
         raise ConflictError(

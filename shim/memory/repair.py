@@ -6,6 +6,7 @@ The same steps serve the ordinary end of a checkpoint that leaves its container 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from contextlib import suppress
@@ -13,21 +14,35 @@ from contextlib import suppress
 from cryoci import trace
 from cryoci.errors import ConflictError, CryociError, RestoreError
 from cryoci.files import keep
-from cryoci.shim.memory import capture, fill, find, freezer, guard, index, inject, journal, placement, stand
+from cryoci.shim.memory import (
+    capture,
+    fill,
+    find,
+    freezer,
+    guard,
+    index,
+    inject,
+    journal,
+    placement,
+    sink,
+    stand,
+    supply,
+)
 from cryoci.shim.memory.journal import Journal, Member
 from cryoci.shim.memory.meter import Meter
 from cryoci.shim.memory.settings import Settings
+from cryoci.shim.memory.supply import Supplier, Supply
 from cryoci.shim.record import Record
 
 _SETTLE = 5.0  # seconds
 
 
-def repair(record: Record) -> str | None:
+def repair(record: Record, supplier: Supplier | None = None) -> str | None:
     """Finish the operation in the journal of a container; returns what was done, None without a journal.
 
-    May be called again and again. Raises ConflictError when the operation is under way or the journal cannot be
-    trusted, and RestoreError, ImageError, IntegrityError when the memory cannot be brought back: the processes
-    stay stopped then, and the journal stays.
+    `supplier` leads to memory that lies in no directory. May be called again and again. Raises ConflictError when the
+    operation is under way or the journal cannot be trusted, and RestoreError, ImageError, IntegrityError when the
+    memory cannot be brought back: the processes stay stopped then, and the journal stays.
     """
     found = journal.read(record)
     if found is None:
@@ -37,9 +52,9 @@ def repair(record: Record) -> str | None:
             f"process {found.owner[0]} is moving memory of container {record.id}", hint="wait for it to end"
         )
     if not any(member.alive for member in found.members):
-        _conclude(record, found)
-        return f"its processes are gone; {found.directory} holds its memory"
-    bring_back(record, found, Settings())
+        where = _conclude(record, found, supplier)
+        return f"its processes are gone; {where} holds its memory"
+    bring_back(record, found, Settings(), supplier)
     if not os.path.exists(f"{found.directory}/{guard.INVENTORY}"):
         capture.remove(found.directory)  # the dump never was
     return f"{len(found.members)} processes have their memory and run on"
@@ -52,12 +67,20 @@ def abandon(record: Record) -> None:
         forget(record, found)
 
 
-def bring_back(record: Record, found: Journal, settings: Settings) -> None:
+def bring_back(record: Record, found: Journal, settings: Settings, supplier: Supplier | None = None) -> None:
     """Fill the processes if some of their memory is away, and let them go on. Raises as `repair` does."""
+    source = None
     if found.state in ("dropping", "restoring"):
-        _fill(record, found, settings)
+        if found.source:
+            source = supply.supplied(found.source, supplier, record.id)
+        _fill(record, found, settings, source)
         found = found.become(record, "filled")
     release(record, found)
+    if found.source and source is None and supplier is not None:
+        with suppress(CryociError):
+            source = supplier(found.source)
+    if source is not None and not source.stays:
+        source.forget()
 
 
 def release(record: Record, found: Journal) -> None:
@@ -81,7 +104,7 @@ def _quiet(pid: int) -> bool:
     return freezer.stopped(pid) and find.status(pid).get("TracerPid") == "0"
 
 
-def _fill(record: Record, found: Journal, settings: Settings) -> None:
+def _fill(record: Record, found: Journal, settings: Settings, source: Supply | None) -> None:
     alive = [member for member in found.members if member.alive]
     deadline = time.monotonic() + _SETTLE
     for member in alive:
@@ -101,20 +124,33 @@ def _fill(record: Record, found: Journal, settings: Settings) -> None:
             )
         _heal(record, member, found)
     pids = {member.vpid: member.pid for member in alive}
-    content = index.read(found.directory)
+    content = index.read(found.directory) if source is None else _index(record, found, source)
     mine = index.Index(
         {vpid: runs for vpid, runs in content.areas.items() if vpid in pids},
         tuple(entry for entry in content.chunks if entry[0].vpid in pids),
         content.sources,
     )
-    size = fill.size(mine, found.directory)
+    size = fill.size(mine, found.directory) if source is None else source.size
+    if source is not None:  # each of them holds a chunk
+        most = max(source.budget or sink.BUDGET, source.largest) // max(source.largest, 1)
+        settings = dataclasses.replace(settings, threads=max(1, min(settings.workers, most)))
     plan = placement.for_fill(size, settings)
     plan.keep(record, "fill")
     with (
         trace.span("memory: fill", bytes=size, chosen=plan.text),
         Meter(record.directory, "fill", size) as meter,
     ):
-        fill.fill(mine, found.directory, pids, plan.settings.workers, meter.add)
+        fill.fill(mine, found.directory, pids, plan.settings.workers, meter.add, source)
+
+
+def _index(record: Record, found: Journal, source: Supply) -> index.Index:
+    try:
+        return supply.read_index(source)
+    except CryociError as e:
+        raise RestoreError(
+            f"the memory of container {record.id} is in {found.source}, which cannot be read: {e.message}",
+            hint=f"its processes are stopped and wait for it; when it can be reached: cryoci repair {record.id}",
+        ) from e
 
 
 def _heal(record: Record, member: Member, found: Journal) -> None:
@@ -134,8 +170,25 @@ def _heal(record: Record, member: Member, found: Journal) -> None:
             box.set(True)
 
 
-def _conclude(record: Record, found: Journal) -> None:
-    """The processes are gone: what CRIU has dumped of them, if it has, must not be restored bare."""
-    if os.path.exists(f"{found.directory}/{guard.INVENTORY}") and index.exists(found.directory):
+def _conclude(record: Record, found: Journal, supplier: Supplier | None) -> str:
+    """The processes are gone: what CRIU has dumped of them, if it has, must not be restored bare.
+
+    Memory that lies elsewhere is brought to their images, unless it is on its way into an image. Returns where it is.
+    """
+    dumped = os.path.exists(f"{found.directory}/{guard.INVENTORY}") and index.exists(found.directory)
+    source = None
+    if found.source and supplier is not None:
+        source = supply.supplied(found.source, supplier, record.id)
+    if dumped:
+        if source is not None and not source.stays:
+            supply.bring(source, found.directory)
         guard.arm(found.directory)
-    forget(record, found)
+        stand.forget(
+            record
+        )  # a scratch directory of a killed cryoci, which holds them now, stays until the next boot
+        journal.remove(record)
+    else:
+        forget(record, found)
+    if source is not None and not source.stays:
+        source.forget()
+    return found.source if source is None and found.source else found.directory

@@ -22,7 +22,8 @@ class Settings:
     """`parallel`: areas of `threshold` bytes or more go out of band, in chunks of `chunk` bytes.
 
     `threads` None and `write` "auto" are chosen when memory moves (placement.py); `digest` is a kind of sums;
-    `prefetch`: read chunk files while CRIU restores.
+    `prefetch`: read chunk files while CRIU restores. `budget`: bytes of memory for chunks on their way to a sink
+    (None: chosen, sink.py).
     """
 
     parallel: bool = False
@@ -32,6 +33,7 @@ class Settings:
     digest: int = sums.SHA256
     write: str = "auto"
     prefetch: bool = True
+    budget: int | None = None
 
     @property
     def workers(self) -> int:
@@ -49,6 +51,7 @@ class Settings:
             "digest": digests[self.digest],
             "write": self.write,
             "prefetch": self.prefetch,
+            **({"budget": self.budget} if self.budget else {}),
         }
         for word in text.split(","):
             key, _, value = word.partition("=")
@@ -66,6 +69,7 @@ class Settings:
             "digest": str,
             "write": str,
             "prefetch": bool,
+            "budget": int,
         }
         for key in values:
             if key not in known:
@@ -96,6 +100,9 @@ class Settings:
             raise ConfigError(
                 f"[memory] prefetch is {prefetch!r}", hint="write true or false, without quotes"
             )
+        budget = parse_size(values["budget"], "[memory] budget") if "budget" in values else None
+        if budget is not None and budget < 1 << 20:
+            raise ConfigError(f"[memory] budget is {values['budget']!r}", hint='write "1M" or more')
         return cls(
             engine == "parallel",
             max(threshold, 1),
@@ -104,4 +111,5 @@ class Settings:
             sums.KINDS[digest],
             write,
             prefetch,
+            budget,
         )

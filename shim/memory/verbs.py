@@ -16,6 +16,7 @@ from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
 from cryoci.shim.memory import capture, dump, index, prefetch, repair, stand, undump
 from cryoci.shim.memory.parent import Parent
+from cryoci.shim.memory.sink import Sink
 from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
 
@@ -28,10 +29,11 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
-    Five flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
+    Six flags are cryoci's own: with --hold-memory the memory stays out until the caller repairs or ends the
     container, --memory-returns says that it will be put back, with --criu-memory CRIU moves it all,
-    --memory-parent names images of an earlier checkpoint, whose chunks are linked where they are the same, and
-    --memory-options has KEY=VALUE,... over [memory] of config.toml.
+    --memory-parent names images of an earlier checkpoint, whose chunks are linked where they are the same,
+    --memory-options has KEY=VALUE,... over [memory] of config.toml, and --memory-sink is the socket of a program
+    that stores chunks (sink.py): whatever fails after the drop, that program puts the memory back.
     """
     settings = config.load().memory
     asked = line.options.get("memory-options")
@@ -42,14 +44,19 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
     directory = operation.image_directory(line)
     parent = _parent(line)
     returns = line.has("memory-returns") or (line.has("leave-running") and not line.has("hold-memory"))
+    sink = _sink(line)
     try:
-        note = dump.take_out(record, _init(line, below), directory, settings, parent, returns)
+        note = dump.take_out(record, _init(line, below), directory, settings, parent, returns, sink)
     except UnsupportedError as e:
+        if sink is not None:  # CRIU would write it all to where it was not to go
+            raise
         failure.say(line, f"CRIU moves all memory itself: {e.message}", e.hint, level="warning")
         note = None
     finally:
         if parent is not None:
             parent.close()
+        if sink is not None:
+            sink.close()
     if note is None:
         return act()
     status = 1
@@ -59,7 +66,7 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
             stand.forget(record)
             dump.conclude(note)
     finally:
-        held = status == 0 and line.has("hold-memory")
+        held = (status == 0 and line.has("hold-memory")) or bool(note.source)
         if not held:
             if any(member.alive for member in note.members):
                 dump.put_back(record, note, settings)
@@ -157,6 +164,17 @@ def _parent(line: Invocation) -> Parent | None:
     except CryociError as e:
         failure.say(line, f"nothing is shared with {directory}: {e.message}", e.hint, level="warning")
         return None
+
+
+def _sink(line: Invocation) -> Sink | None:
+    path = line.options.get("memory-sink")
+    if not path:
+        return None
+    if not line.has("hold-memory"):
+        raise UnsupportedError(
+            "--memory-sink leaves it to its caller to put memory back", hint="add --hold-memory"
+        )
+    return Sink(path)
 
 
 def _init(line: Invocation, below: Runtime) -> int:

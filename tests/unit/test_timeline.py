@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cryoci import timeline, trace
-from cryoci.errors import UsageError
+from cryoci import picture, timeline, trace
+from cryoci.errors import UnsupportedError, UsageError
 
 
 def line(name: str, start: float, seconds: float, **more: object) -> str:
@@ -86,7 +87,56 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
 
 def test_other_names_are_refused_before_anything_is_done(tmp_path: Path) -> None:
     ran = []
-    with pytest.raises(UsageError, match=r"neither \.json nor \.html"):
-        with timeline.recording(str(tmp_path / "t.png"), "x"):
+    with pytest.raises(UsageError, match=r"none of \.json, \.html, \.png"):
+        with timeline.recording(str(tmp_path / "t.jpg"), "x"):
             ran.append(1)
     assert not ran
+
+
+def test_a_picture_shows_each_step_where_and_as_long_as_the_page_does(tmp_path: Path) -> None:
+    from PIL import Image
+
+    hostile = "x\x1b[31m" + "\u202e" * 500 + "w" * 5000
+    events = (
+        line("dump", 0, 4) + line("memory: capture", 1, 2, bytes=4_000_000_000) + line(hostile, 3.5, 0.25)
+    )
+    found = timeline.steps(events, 0)
+    path = tmp_path / "t.png"
+    path.write_bytes(picture.png("cryoci checkpoint " + hostile, found, 4))
+    image = Image.open(path).convert("RGB")
+    zoom = image.width // timeline.WIDTH
+    assert image.size == (zoom * timeline.WIDTH, zoom * (picture._HEAD + 4 * timeline.ROW + 10))
+    scale = (timeline.WIDTH - timeline.LEFT - timeline.RIGHT) / 4
+    blue = (0x2F, 0x6D, 0xB5)
+    for row, step in enumerate(found, 1):
+        y = zoom * (picture._HEAD + row * timeline.ROW + 10)
+        bar = [x for x in range(image.width) if image.getpixel((x, y)) == blue]
+        assert min(bar) == pytest.approx(zoom * (timeline.LEFT + step.start * scale), abs=zoom)
+        assert max(bar) == pytest.approx(
+            zoom * (timeline.LEFT + (step.start + step.seconds) * scale), abs=zoom
+        )
+        name = [image.getpixel((x, y)) for x in range(zoom * (timeline.LEFT - 4))]
+        assert any(one != (0xFB, 0xFB, 0xFA) for one in name)
+
+
+def test_a_picture_of_very_much_stays_small() -> None:
+    events = "".join(line(f"step {n}", n, 1) for n in range(1000))
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(picture.png("x", timeline.steps(events, 0), 1000)))
+    assert image.size == (timeline.WIDTH, picture._HEAD + 401 * timeline.ROW + 10)
+
+
+def test_without_pillow_it_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    ran = []
+    with pytest.raises(UnsupportedError, match="Pillow") as caught:
+        with timeline.recording(str(tmp_path / "t.png"), "x"):
+            ran.append(1)
+    assert "python3-pil" in str(caught.value.hint) and not ran
+    monkeypatch.undo()
+    with timeline.recording(str(tmp_path / "t.png"), "x"), trace.span("dump"):
+        pass
+    assert (tmp_path / "t.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
