@@ -15,6 +15,7 @@ STEP = 4099
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it writes head and body apart
     weights = array.array("d")
     served = 0
 
