@@ -15,7 +15,7 @@ STEP = 4099
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # it writes head and body apart
+    disable_nagle_algorithm = True  # else head and body of an answer are 40 ms apart
     weights = array.array("d")
     served = 0
 
