@@ -255,7 +255,9 @@ class Guard:
             if made is None:
                 continue
             now = time.time()
-            recovery = Recovery(at, kept.number, max(0.0, at - kept.taken), now - at)
+            # frozen for a checkpoint it did not work, so nothing of that time is lost
+            paused = sum(one.pause for one in state.kept if one.number >= kept.number)
+            recovery = Recovery(at, kept.number, max(0.0, at - kept.taken - paused), now - at)
             state.recoveries.append(recovery)
             state.save()
             self._say(

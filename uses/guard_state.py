@@ -40,7 +40,10 @@ class Kept:
 
 @dataclass
 class Recovery:
-    """One crash and what came of it, in seconds: `lost` work since the checkpoint, `down` until it ran again."""
+    """One crash and what came of it, in seconds: `lost` work since the checkpoint, `down` until it ran again.
+
+    Pauses for checkpoints are no work.
+    """
 
     at: float
     number: int

@@ -18,10 +18,12 @@ from typing import Any
 from cryoci.errors import ConflictError, NotFoundError, ToolError, UsageError
 from cryoci.ociimage import image, reference, referrers, stores
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.shim.annotated import request
 from cryoci.uses import kube_fit, kubelet_archive
 from cryoci.uses.kubectl import Kubectl
 
-RESTORE = "io.cryoci.restore."
+RESTORE = request.PLAIN
+_LONGEST = 63  # of the name of an annotation
 _POLL = 1.0  # seconds
 # What ties a pod to its old life, and the labels by which a controller would take the new one for a spare.
 _METADATA = ("name", "namespace", "labels", "annotations")
@@ -202,10 +204,17 @@ def restoring(
         "spec": copy.deepcopy(pod["spec"]),
     }
     meta, spec = fresh["metadata"], fresh["spec"]
-    meta["name"] = name or f"{old['name'][:54]}-restored"
+    meta["name"] = name or f"{old['name'][:54].rstrip('-.')}-restored"
     labels = {key: value for key, value in (meta.get("labels") or {}).items() if key not in _HASHES}
     meta["labels"] = labels
-    meta["annotations"] = {**(meta.get("annotations") or {}), f"{RESTORE}{chosen}": image_reference}
+    # of a pod that was restored itself, whose other containers start anew now
+    asking = (f"{RESTORE}.", request.PATH)
+    kept = {
+        key: text
+        for key, text in (meta.get("annotations") or {}).items()
+        if key != RESTORE and not key.startswith(asking)
+    }
+    meta["annotations"] = {**kept, _annotation(spec, chosen): image_reference}
     for key in ("nodeName", "ephemeralContainers"):
         spec.pop(key, None)
     spec["runtimeClassName"] = runtime_class
@@ -213,3 +222,18 @@ def restoring(
         spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), "kubernetes.io/hostname": node}
     kube_fit.require(spec, wanted)
     return fresh
+
+
+def _annotation(spec: dict[str, Any], container: str) -> str:
+    """The annotation that has `container` restored. Raises UsageError when none can name it."""
+    key = f"{RESTORE}.{container}"
+    if len(key) <= _LONGEST:
+        return key
+    if len(spec["containers"]) + len(spec.get("initContainers") or ()) == 1:
+        return RESTORE
+    room = _LONGEST - len(RESTORE) - 1
+    raise UsageError(
+        f"annotation {RESTORE}.NAME has room for {room} characters, and the container's name is longer: {container}",
+        hint="restore it without the pod's other containers: take them out of what `kubectl get pod -o json` says, "
+        "and give that as --manifest",
+    )

@@ -13,11 +13,24 @@ from tests.nodes import services, workload
 from tests.nodes.namespace import NamespaceNode
 
 CONFIG = "/etc/cryoci/config.toml"
+REDIS = (
+    "redis-server", "--port", "6379", "--save", "", "--enable-debug-command", "local", "--daemonize", "no",
+)  # fmt: skip
+# PostgreSQL at port 5432, as root behind a library that tells it otherwise: its Service takes program user.c.
+_POSTGRES = "/usr/lib/postgresql/17/bin"
+POSTGRES = ("/bin/sh", "-euc", f"""
+    mkdir /data/db; chown 1000 /data/db
+    export LD_PRELOAD=/data/library.so
+    {_POSTGRES}/initdb -D /data/db -A trust -U postgres --no-sync --no-locale >/data/log
+    exec {_POSTGRES}/postgres -D /data/db -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
+        -c fsync=off -c jit=off
+""")  # fmt: skip
+POSTGRES_READY = (f"{_POSTGRES}/pg_isready", "-h", "127.0.0.1")
 PROGRAMS = Path(__file__).with_name("services")
 
 
 class Service:
-    """A container of one service, with nothing left of it after the with block."""
+    """A container of one service, with nothing left of it after the with block; only its bundle, if not `started`."""
 
     def __init__(
         self,
@@ -28,9 +41,10 @@ class Service:
         *,
         root: str = services.DEBIAN,
         programs: tuple[str, ...] = (),
+        started: bool = True,
     ) -> None:
         self.node, self.kind, self.name, self.argv = node, kind, f"{name}-{kind}", argv
-        self.root, self.programs = root, programs
+        self.root, self.programs, self.started = root, programs, started
         self.base = f"/srv/{self.name}"
 
     def __enter__(self) -> Service:
@@ -41,8 +55,9 @@ class Service:
             if source.suffix == ".c":
                 source = services.compiled(source)
             self.node.write(f"{self.base}/rootfs/data/{source.name}", source.read_bytes())
-        argv = ["cryoci-runtime", "run", "-d", "-b", self.base, self.name]
-        workload.detach(self.node, argv, f"{self.base}/log")
+        if self.started:
+            argv = ["cryoci-runtime", "run", "-d", "-b", self.base, self.name]
+            workload.detach(self.node, argv, f"{self.base}/log")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -109,6 +124,22 @@ class Client:
         except ValueError:
             said = (line + self.process.stdout.read()).decode(errors="replace")
             raise AssertionError(f"the client failed: {said}") from None
+
+
+def goes_on(client: Client, written: int, more: int = 100) -> int:
+    """Wait until so many writes more than `written` were acknowledged; returns how many were."""
+
+    def reached() -> int | None:
+        now: int = client.ask("info")["written"]
+        return now if now > written + more else None
+
+    found: int = until(reached)
+    return found
+
+
+def listening(service: Service, port: int) -> None:
+    """Wait until something listens on a port of the node."""
+    until(lambda: service.node.sh(f"ss -Htln 'sport = :{port}'") or None)
 
 
 def until(call: Any, timeout: float = 30) -> Any:

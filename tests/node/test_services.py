@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node.service import Client, Service, until
+from tests.node.service import POSTGRES, POSTGRES_READY, REDIS, Client, Service, goes_on, listening, until
 from tests.nodes import services
 from tests.nodes.cluster import Cluster
 from tests.nodes.namespace import NamespaceNode
@@ -26,22 +26,6 @@ def node() -> Iterator[NamespaceNode]:
     """One node for all services."""
     with Cluster(tag="services") as cluster:
         yield cluster.start("a", shown=services.shown())
-
-
-REDIS = (
-    "redis-server", "--port", "6379", "--save", "", "--enable-debug-command", "local", "--daemonize", "no",
-)  # fmt: skip
-
-
-def goes_on(client: Client, written: int) -> int:
-    """Wait until 100 writes more than `written` were acknowledged; returns how many were."""
-
-    def more() -> int | None:
-        now: int = client.ask("info")["written"]
-        return now if now > written + 100 else None
-
-    found: int = until(more)
-    return found
 
 
 @both
@@ -83,26 +67,12 @@ def served(service: Service, program: str, port: int, *, least: int) -> None:
         assert (told["wrong"], told["error"]) == (0, "")
 
 
-def listening(service: Service, port: int) -> None:
-    """Wait until something listens on a port of the node."""
-    until(lambda: service.node.sh(f"ss -Htln 'sport = :{port}'") or None)
-
-
 @both
 def test_postgres_under_load_loses_no_committed_row(node: NamespaceNode, kind: str) -> None:
     """And a transaction that is open meanwhile goes on; its rows are sorted in memory that moves out of band."""
-    program = "/usr/lib/postgresql/17/bin"
-    settings = "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c jit=off"
-    script = f"""
-        mkdir /data/db; chown 1000 /data/db
-        export LD_PRELOAD=/data/library.so
-        {program}/initdb -D /data/db -A trust -U postgres --no-sync --no-locale >/data/log
-        exec {program}/postgres -D /data/db {settings}
-    """
-    argv = ("/bin/sh", "-euc", script)
-    with Service(node, kind, "postgres", argv, programs=("user.c",)) as postgres:
+    with Service(node, kind, "postgres", POSTGRES, programs=("user.c",)) as postgres:
         listening(postgres, 5432)
-        until(lambda: "accepting" in postgres.execute(f"{program}/pg_isready", "-h", "127.0.0.1") or None)
+        until(lambda: "accepting" in postgres.execute(*POSTGRES_READY) or None)
         with Client(node, "postgres_client.py", "5432") as client:
             client.ask("sort")
             client.ask("load")

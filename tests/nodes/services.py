@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real services for tests of checkpoints: redis, PostgreSQL, Node.js, and Python with a Jupyter kernel.
+"""Real services for tests of checkpoints: redis, PostgreSQL, Node.js, and Python with Jupyter's server and kernel.
 
 `Cluster.start(shown=services.shown())` has a node see the containers' root directories at DEBIAN (packages that are
 unpacked only, so no /etc/alternatives) and PYTHON (the counter's, and wheels in WHEELS). They are no layers of the
@@ -50,6 +50,13 @@ KERNEL = (
     "executing", "asttokens", "pure-eval", "prompt-toolkit", "wcwidth", "pygments", "python-dateutil", "six",
     "platformdirs", "typing-extensions",
 )  # fmt: skip
+# And a notebook server, without what converts notebooks and opens terminals.
+SERVER = (
+    "jupyter-server<3", "jupyter-events", "anyio", "idna", "argon2-cffi", "argon2-cffi-bindings", "cffi", "jinja2",
+    "markupsafe", "jsonschema", "jsonschema-specifications", "attrs", "referencing", "rpds-py", "pyyaml",
+    "python-json-logger", "rfc3339-validator", "rfc3986-validator", "nbformat", "fastjsonschema", "overrides",
+    "prometheus-client", "send2trash", "websocket-client",
+)  # fmt: skip
 
 
 def shown() -> dict[str, Path]:
@@ -68,7 +75,7 @@ def debian() -> Path:
 def python() -> Path:
     """The root directory of Python services on the host."""
     base = workload.layer()
-    name = f"pyservices-{tree.digest([base.name, *KERNEL, inspect.getsource(fill_python)])}"
+    name = f"pyservices-{tree.digest([base.name, *KERNEL, *SERVER, inspect.getsource(fill_python)])}"
     return tree.cached(name, lambda root: fill_python(root, base))
 
 
@@ -82,11 +89,11 @@ def fill(root: Path) -> None:
 def fill_python(root: Path, base: Path) -> None:
     """Make the latter at `root`."""
     shutil.copytree(base / workload.ROOTFS.lstrip("/"), root, symlinks=True)
-    for library in ("libstdc++.so.6", "libgcc_s.so.1"):
+    for library in ("libstdc++.so.6", "libgcc_s.so.1", "libsqlite3.so.0"):
         shutil.copy(tree.debian() / LIBRARIES / library, root / LIBRARIES)
     run([
         sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--python-version", "3.13",
-        "--only-binary=:all:", "--no-deps", "--no-compile", "--target", root / WHEELS.lstrip("/"), *KERNEL,
+        "--only-binary=:all:", "--no-deps", "--no-compile", "--target", root / WHEELS.lstrip("/"), *KERNEL, *SERVER,
     ])  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small Kubernetes API server for a real kubectl: TLS, a token, RBAC, discovery, pods, nodes and the node proxy.
 
-Objects and errors have the shapes of Kubernetes' OpenAPI (io.k8s.api.core.v1.Pod and NodeList,
-apimachinery.pkg.apis.meta.v1.APIResourceList and Status); the kubelet's answers are those of pkg/kubelet/server, and
-what a request needs is told as by apiserver's RequestInfoFactory and its RBAC authorizer.
+What it serves is what Kubernetes publishes (kube_schema.py): discovery is made of the published resources, objects are
+completed by the published models, and each object that comes or goes is checked against them. A client that sends a
+field that Kubernetes does not know is refused, and `serving` fails in the end. The kubelet's answers, which no OpenAPI
+describes, are those of pkg/kubelet/server; what a request needs is told as by apiserver's RequestInfoFactory and its
+RBAC authorizer.
 """
 
 from __future__ import annotations
@@ -20,53 +22,47 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.unit import kube_schema
+
 TOKEN = "secret-token"
-_VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
+GROUPS = ("", "node.k8s.io", "rbac.authorization.k8s.io", "apps", "authorization.k8s.io")  # each v1
+PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 
 
-def resource(name: str, kind: str, namespaced: bool = True) -> dict[str, Any]:
-    """An APIResource."""
-    return {
-        "name": name,
-        "singularName": kind.lower(),
-        "namespaced": namespaced,
-        "kind": kind,
-        "verbs": _VERBS,
-    }
-
-
-GROUPS = {
-    "/api/v1": (
-        "v1",
-        [
-            resource("pods", "Pod"),
-            resource("nodes", "Node", False),
-            resource("namespaces", "Namespace", False),
-            resource("configmaps", "ConfigMap"),
-            resource("serviceaccounts", "ServiceAccount"),
-        ],
-    ),
-    "/apis/node.k8s.io/v1": ("node.k8s.io/v1", [resource("runtimeclasses", "RuntimeClass", False)]),
-    "/apis/rbac.authorization.k8s.io/v1": (
-        "rbac.authorization.k8s.io/v1",
-        [
-            resource("clusterroles", "ClusterRole", False),
-            resource("clusterrolebindings", "ClusterRoleBinding", False),
-        ],
-    ),
-    "/apis/apps/v1": ("apps/v1", [resource("daemonsets", "DaemonSet")]),
-    "/apis/authorization.k8s.io/v1": (
-        "authorization.k8s.io/v1",
-        [resource("selfsubjectaccessreviews", "SelfSubjectAccessReview", False)],
-    ),
-}
+def discovery() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Answers by path, with the model of each."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    groups = []
+    for group in GROUPS:
+        version = f"{group}/v1" if group else "v1"
+        listed = [
+            {
+                "name": one.plural,
+                "singularName": "" if "/" in one.plural else one.kind.lower(),
+                "namespaced": one.namespaced,
+                "kind": one.kind,
+                "verbs": sorted(one.verbs),
+            }
+            for one in kube_schema.resources(group, "v1")
+        ]
+        head = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version}
+        path = f"/apis/{version}" if group else "/api/v1"
+        found[path] = "APIResourceList", {**head, "resources": listed}
+        if group:
+            its = {"groupVersion": version, "version": "v1"}
+            groups.append({"name": group, "versions": [its], "preferredVersion": its})
+    found["/apis"] = "APIGroupList", {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    found["/api"] = (
+        "APIVersions",
+        {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []},
+    )
+    return found
 
 
 def pod(name: str, *containers: str, node: str = "n1", phase: str = "Running") -> dict[str, Any]:
     """A Pod of namespace shop, as a controller has made it."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": "1", "controller": True}
+    given = {
         "metadata": {
             "name": name,
             "namespace": "shop",
@@ -74,9 +70,7 @@ def pod(name: str, *containers: str, node: str = "n1", phase: str = "Running") -
             "resourceVersion": "77",
             "creationTimestamp": "2026-01-01T00:00:00Z",
             "labels": {"app": name, "pod-template-hash": "abc"},
-            "ownerReferences": [
-                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": "1", "controller": True}
-            ],
+            "ownerReferences": [owner],
         },
         "spec": {
             "nodeName": node,
@@ -84,12 +78,13 @@ def pod(name: str, *containers: str, node: str = "n1", phase: str = "Running") -
         },
         "status": {"phase": phase},
     }
+    return kube_schema.completed("v1", "Pod", given)
 
 
 def node(name: str, **labels: str) -> dict[str, Any]:
     """A Node that is ready, with cryoci installed; `labels` are more of its labels."""
     usual = {"kubernetes.io/hostname": name, "kubernetes.io/arch": "amd64", "cryoci.io/runtime": "true"}
-    return {
+    given = {
         "metadata": {"name": name, "labels": {**usual, **labels}},
         "spec": {},
         "status": {
@@ -97,6 +92,7 @@ def node(name: str, **labels: str) -> dict[str, Any]:
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
+    return kube_schema.completed("v1", "Node", given)
 
 
 @dataclass(frozen=True)
@@ -156,6 +152,8 @@ class Api:
         self.used: set[Asked] = set()
         self.asked: list[str] = []
         self.created: list[dict[str, Any]] = []
+        self.broken: list[str] = []  # what was against the published models, by whom
+        self._discovery = discovery()
 
     def may(self, what: Asked) -> bool:
         """Whether the rules of the user's roles allow it; None stands for a cluster's admin."""
@@ -166,8 +164,41 @@ class Api:
             for rule in self.rules
         )
 
+    def respond(self, method: str, path: str, query: str, body: Any) -> tuple[int, Any]:
+        """The response to a request; what is wrong in either is noted, and a request refused for it."""
+        what = asked(method, path)
+        if what.resource and "/proxy/" not in path and (wrong := self._wrong(what, body)):
+            self.broken += [f"{method} {path}: {one}" for one in wrong]
+            return failure(422, "Invalid", "; ".join(wrong))
+        if path == "/version":
+            info = {"major": "1", "minor": "33", "gitVersion": "v1.33.0", "platform": "linux/amd64"}
+            return 200, kube_schema.completed_part("version", "Info", info)
+        if path in self._discovery:
+            kind, listed = self._discovery[path]
+            self.broken += kube_schema.problems_of(kind, listed, module="meta_v1")
+            return 200, listed
+        code, answer = self.answer(method, path, query, body)
+        if "/proxy/" not in path:
+            self.broken += [f"answer to {method} {path}: {one}" for one in kube_schema.problems(answer)]
+        return code, answer
+
+    @staticmethod
+    def _wrong(what: Asked, body: Any) -> list[str]:
+        served = [
+            one for one in kube_schema.resources(what.group, "v1") if one.plural == what.resource
+        ] if what.group in GROUPS else []  # fmt: skip
+        if not served or what.verb not in served[0].verbs:
+            return [f"nobody serves {what.verb} of {what.resource}"]
+        if what.verb == "create":
+            return kube_schema.problems(body)
+        if what.verb == "patch":
+            (one,) = served
+            head = {"apiVersion": f"{one.group}/v1" if one.group else "v1", "kind": one.kind}
+            return kube_schema.problems({**head, **body}, partial=True)
+        return []
+
     def answer(self, method: str, path: str, query: str, body: Any) -> tuple[int, Any]:
-        """The response to a request."""
+        """The response to a request for a resource."""
         what = asked(method, path)
         if not what.allowed_to_all:
             self.used.add(what)
@@ -177,23 +208,6 @@ class Api:
                 return failure(
                     403, "Forbidden", f'{name} is forbidden: User "eve" {said} at the cluster scope'
                 )
-        if path == "/version":
-            return 200, {"major": "1", "minor": "33", "gitVersion": "v1.33.0", "platform": "linux/amd64"}
-        if path == "/api":
-            return 200, {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
-        if path == "/apis":
-            names = [value[0] for key, value in GROUPS.items() if key != "/api/v1"]
-            versions = [{"groupVersion": name, "version": "v1"} for name in names]
-            groups = [
-                {"name": v["groupVersion"].partition("/")[0], "versions": [v], "preferredVersion": v}
-                for v in versions
-            ]
-            return 200, {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-        if path in GROUPS:
-            version, resources = GROUPS[path]
-            return 200, {
-                "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources,
-            }  # fmt: skip
         if "/proxy/checkpoint/" in path:
             self.asked.append(f"{method} {path}?{query}")
             return self.kubelet
@@ -205,8 +219,7 @@ class Api:
             allowed = self.may(Asked(wants["verb"], wants.get("group", ""), full))
             return 201, {**body, "status": {"allowed": allowed}}
         if path == "/api/v1/nodes":
-            items = list(self.nodes.values())
-            return 200, {"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": items}
+            return 200, kube_schema.completed("v1", "NodeList", {"items": list(self.nodes.values())})
         if method == "PATCH" and what.resource == "nodes" and path.rpartition("/")[2] in self.nodes:
             patched = self.nodes[path.rpartition("/")[2]]
             labels = {**patched["metadata"]["labels"], **body["metadata"]["labels"]}
@@ -215,11 +228,12 @@ class Api:
             }
             return 200, copy.deepcopy(patched)
         if path == "/apis/apps/v1/namespaces/cryoci/daemonsets/cryoci-agent" and self.agents:
-            head = {"kind": "DaemonSet", "apiVersion": "apps/v1", "metadata": {"name": "cryoci-agent"}}
-            return 200, {**head, "status": {"numberReady": 1, "desiredNumberScheduled": 1}}
+            status = {"numberReady": 1, "desiredNumberScheduled": 1}
+            given = {"metadata": {"name": "cryoci-agent"}, "status": status}
+            return 200, kube_schema.completed("apps/v1", "DaemonSet", given)
         if path == "/apis/node.k8s.io/v1/runtimeclasses/cryoci" and self.runtime_class:
-            head = {"kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1"}
-            return 200, {**head, "metadata": {"name": "cryoci"}, **self.runtime_class}
+            given = {"metadata": {"name": "cryoci"}, **self.runtime_class}
+            return 200, kube_schema.completed("node.k8s.io/v1", "RuntimeClass", given)
         if path == "/api/v1/namespaces/shop/pods" and method == "POST":
             self.created.append(body)
             return 201, {**body, "metadata": {**body["metadata"], "uid": "new", "namespace": "shop"}}
@@ -262,8 +276,10 @@ def serving(directory: Path) -> Iterator[tuple[Api, Path]]:
             data = self._body()
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 code, answer = failure(401, "Unauthorized", "Unauthorized")
+            elif self.command == "PATCH" and self.headers.get("Content-Type") not in PATCHES:
+                code, answer = failure(415, "UnsupportedMediaType", "no patch that this server knows")
             else:
-                code, answer = api.answer(self.command, path, query, json.loads(data) if data else None)
+                code, answer = api.respond(self.command, path, query, json.loads(data) if data else None)
             kind = "text/plain" if isinstance(answer, str) else "application/json"
             body = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(code)
@@ -303,3 +319,4 @@ def serving(directory: Path) -> Iterator[tuple[Api, Path]]:
         )
         yield api, config
         server.shutdown()
+        assert api.broken == []

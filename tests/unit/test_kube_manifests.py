@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit import kube_schema
 from tests.unit.images import no_credentials, registry  # noqa: F401
 from tests.unit.kube_api import Asked
 from tests.unit.kube_cluster import (  # noqa: F401
@@ -83,8 +84,9 @@ def built(program: str, directory: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlays(cluster: Cluster, program: str, name: str) -> None:
-    """kubectl builds each, and every object is one that a server knows."""
+    """kubectl builds each, and every object is one that Kubernetes knows, to the last field."""
     objects = {(one["kind"], one["metadata"]["name"]): one for one in built(program, OVERLAYS[name])}
+    assert [kube_schema.problems(one) for one in objects.values()] == [[]] * len(objects)
     install = objects["DaemonSet", "cryoci-install"]["spec"]["template"]["spec"]["initContainers"][0]
     assert install["env"] == [{"name": "ENGINE", "value": "crio" if "cri-o" in name else "containerd"}]
     agent = objects["DaemonSet", "cryoci-agent"]["spec"]["template"]["spec"]
@@ -112,6 +114,25 @@ def test_overlays(cluster: Cluster, program: str, name: str) -> None:
 _IN_NAMESPACES = ("DaemonSet", "ConfigMap", "ServiceAccount")
 
 
+def test_every_document_is_one_of_kubernetes() -> None:
+    """Patches and kustomizations are kubectl's, and seen in what it builds."""
+    files = [path for path in MANIFESTS.rglob("*.yaml") if path.name != "kustomization.yaml"]
+    documents = [one for path in files for one in yaml.safe_load_all(path.read_text())]
+    assert len(documents) == 9
+    assert [problem for one in documents for problem in kube_schema.problems(one)] == []
+    for one in documents:
+        for rule in one.get("rules", ()):
+            for asked in granted([rule]):
+                if asked.resource == "nodes/checkpoint":  # no API server's: it is what kubelets ask about
+                    continue
+                (served,) = (
+                    each
+                    for each in kube_schema.resources(asked.group, "v1")
+                    if each.plural == asked.resource
+                )
+                assert asked.verb in served.verbs, asked
+
+
 def test_a_kustomization_of_ones_own(program: str, tmp_path: Path) -> None:
     """That of the how-to. What signing adds is what the agent takes, by the names of cosign's Secret."""
     (tmp_path / "crio-config").symlink_to(MANIFESTS.parent)
@@ -119,6 +140,7 @@ def test_a_kustomization_of_ones_own(program: str, tmp_path: Path) -> None:
     own = "".join(line[7:] + "\n" for line in text.splitlines() if line.startswith(" " * 7))
     (tmp_path / "kustomization.yaml").write_text(own)
     objects = {(one["kind"], one["metadata"]["name"]): one for one in built(program, tmp_path)}
+    assert [kube_schema.problems(one) for one in objects.values()] == [[]] * len(objects)
     (configured,) = (one for key, one in objects.items() if key[0] == "ConfigMap")
     assert configured["data"] == {
         "CRYOCI_AGENT_TO": "registry.shop.example/checkpoints",

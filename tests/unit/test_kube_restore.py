@@ -11,6 +11,7 @@ import pytest
 
 from cryoci.errors import ImageError, UnsupportedError, UsageError
 from cryoci.uses import kube, kube_fit
+from tests.unit import kube_schema
 from tests.unit.images import no_credentials, registry  # noqa: F401
 from tests.unit.kube_api import node, pod
 from tests.unit.kube_cluster import Cluster, cluster, images, program  # noqa: F401
@@ -112,6 +113,33 @@ def test_a_pods_own_affinity_still_holds() -> None:
     assert [term[0] for term in terms] == [zones[0][0]] * 4 + [zones[1][0]] * 4
     assert len(source["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"]) == 2  # fmt: skip
+
+
+def test_names_that_kubernetes_takes() -> None:
+    """A pod of another's name, and a container whose name is longer than an annotation has room for."""
+    options = {"name": None, "node": None, "runtime_class": "cryoci"}
+    long = "c" * 63
+    made = kube.restoring(pod("w" * 53 + ".x", long), None, "registry.example/a:1", **options)  # type: ignore[arg-type]
+    assert made["metadata"]["name"] == "w" * 53 + "-restored"
+    assert made["metadata"]["annotations"] == {"io.cryoci.restore": "registry.example/a:1"}
+    assert kube_schema.problems(made) == []
+    with pytest.raises(UsageError, match="room for 45 characters") as caught:
+        kube.restoring(pod("web", "app", long), long, "registry.example/a:1", **options)  # type: ignore[arg-type]
+    assert "--manifest" in (caught.value.hint or "")
+
+
+def test_of_a_pod_that_was_restored_the_others_start_anew() -> None:
+    source = pod("web", "app", "sidecar")
+    source["metadata"]["annotations"] = {
+        "io.cryoci.restore": "registry.example/old:1",
+        "io.cryoci.restore.app": "registry.example/old:2",
+        "restore.criu.org/checkpoint-path.app": "/var/lib/kubelet/checkpoints/old.tar",
+        "team": "shop",
+    }
+    options = {"name": None, "node": None, "runtime_class": "cryoci"}
+    made = kube.restoring(source, "sidecar", "registry.example/new:1", **options)  # type: ignore[arg-type]
+    wanted = {"team": "shop", "io.cryoci.restore.sidecar": "registry.example/new:1"}
+    assert made["metadata"]["annotations"] == wanted
 
 
 def test_amd_goes_by_the_device_id() -> None:
