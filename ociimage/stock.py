@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
-from cryoci.errors import CryociError, ImageError, IntegrityError, NotFoundError
+from cryoci.errors import CryociError, ImageError, IntegrityError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, chunks, inflate, layers, parallel, stores, tar
 from cryoci.ociimage.incoming import WORKERS, raw_limit
@@ -138,7 +138,7 @@ class Stocked:
 
     def forget(self) -> bool:
         """Remove the image; its layers stay where another one has them. False where the registry removes nothing."""
-        with suppress(NotFoundError, CryociError, OSError):
+        with suppress(CryociError, OSError):
             if isinstance(self._store, Layout):
                 self._store.untag(self._digest)
                 self._store.collect()

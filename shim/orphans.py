@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 
 from cryoci.shim import cgroup
+from cryoci.shim.memory import find
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _PATIENCE = 1.0  # seconds that a runtime has to notice a dead CRIU
@@ -103,22 +104,16 @@ def _gone(pid: int) -> bool:
     """Whether it has ended; if it is ours it is waited for."""
     with suppress(OSError):
         os.waitpid(pid, os.WNOHANG)
-    return _stat(pid)[0] in ("", "Z", "X")
+    return not find.runs(pid)
 
 
 def _ended_by(pid: int) -> int:
     """The signal that has ended a process which nobody has waited for; 0 for any other."""
-    fields = _stat(pid)
-    return int(fields[_EXIT_CODE]) & 0x7F if fields[0] == "Z" and len(fields) > _EXIT_CODE else 0
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of its stat file from the state on; [""] without a process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return f.read().rpartition(b")")[2].decode().split() or [""]
-    except OSError:
-        return [""]
+        fields = find.stat(f"/proc/{pid}/stat")
+        return int(fields[_EXIT_CODE]) & 0x7F if fields[0] == "Z" else 0
+    except (OSError, IndexError):
+        return 0
 
 
 def _name(pid: int) -> bytes:

@@ -111,7 +111,7 @@ class Straight:
         self._goal, self._options = goal, options
         self.store = stores.open_store(goal, options, create=True)
         self._stock = Stock(self.store, compression)
-        self._source = ""
+        self._kept: LayoutRef | RegistryRef | None = None  # the image that has the memory, by its digest
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
@@ -119,7 +119,12 @@ class Straight:
 
     def supplier(self, source: str) -> Supply:
         """What memory comes back from: what is stored here stays for the image, what an earlier one has left goes."""
-        return Stored(source, self._options, stays=source == self._source, budget=self._budget)
+        return Stored(
+            source,
+            self._options,
+            stays=self._kept is not None and source == str(self._kept),
+            budget=self._budget,
+        )
 
     def listen(self) -> None:
         """Begin. Raises OSError."""
@@ -147,20 +152,13 @@ class Straight:
 
     def settle(self) -> None:
         """Remove the image that had the memory for the time being, unless a journal still needs it. Never raises."""
-        if not self._source:
+        if self._kept is None:
             return
-        try:
-            if journal.read(self._record) is not None:
+        with suppress(CryociError):
+            if journal.read(self._record) is not None or Stocked(self._kept, self._options).forget():
                 return
-            ref = reference.parse(self._source)
-            assert isinstance(ref, LayoutRef | RegistryRef)
-            if Stocked(ref, self._options).forget():
-                return
-        except CryociError:
-            pass
-        where = self._name()
         self.notes.append(
-            f"{self._goal} keeps {where}, which nobody needs any more: it could not be removed"
+            f"{self._goal} keeps {self._name()}, which nobody needs any more: it could not be removed"
         )
 
     def _accept(self) -> None:
@@ -214,12 +212,11 @@ class Straight:
             families.CRYOCI + "memory.format": index.FORMAT,
         }
         digest = self._stock.seal(self._name(), noted)
-        self._source = str(
-            replace(self._goal, name=None, digest=digest)
-            if isinstance(self._goal, LayoutRef)
-            else replace(self._goal, tag=None, digest=digest)
-        )
-        return self._source
+        if isinstance(self._goal, LayoutRef):
+            self._kept = replace(self._goal, name=None, digest=digest)
+        else:
+            self._kept = replace(self._goal, tag=None, digest=digest)
+        return str(self._kept)
 
     def _name(self) -> str:
         """One per container and node: what a killed cryoci has left is replaced by the next checkpoint."""

@@ -42,20 +42,14 @@ _FOLLOWS = re.compile(
 )
 
 # A log at CRIU's usual level: it says more than errors. Then it says last how it ended.
-_TALKS = re.compile(rb"(?m)^\([\d.]+\) (?!.*(?:Error|Warn) )")
-_ENDED = re.compile(rb"(?:Dumping|Restore) finished successfully")
+_TALKS = re.compile(r"(?m)^\([\d.]+\) (?!.*(?:Error|Warn) )")
+_ENDED = re.compile(r"(?:Dumping|Restore) finished successfully")
 
 
 def explain(path: str, verb: Verb, *, anywhere: bool = False) -> Cause | None:
     """The cause that a CRIU log gives, or None when there is no log or no error in it."""
-    try:
-        with open(path, "rb") as f:
-            f.seek(0, 2)
-            f.seek(max(0, f.tell() - TAIL))
-            text = f.read().decode(errors="replace")
-    except OSError:
-        return None
-    return explain_text(text, verb, anywhere=anywhere)
+    text = _end(path)
+    return None if text is None else explain_text(text, verb, anywhere=anywhere)
 
 
 def explain_text(text: str, verb: Verb, *, anywhere: bool = False) -> Cause | None:
@@ -78,17 +72,24 @@ def explain_text(text: str, verb: Verb, *, anywhere: bool = False) -> Cause | No
 
 def explain_failure(path: str, verb: Verb) -> Cause | None:
     """`explain` for an operation that has failed: a log without an error and without an end is of a killed CRIU."""
-    cause = explain(path, verb)
-    if cause is not None:
-        return cause
+    text = _end(path)
+    if text is None:
+        return None
+    cause = explain_text(text, verb)
+    if cause is None and _TALKS.search(text) and not _ENDED.search(text):
+        return killed(0)
+    return cause
+
+
+def _end(path: str) -> str | None:
+    """The end of a log; None when there is none."""
     try:
         with open(path, "rb") as f:
             f.seek(0, 2)
             f.seek(max(0, f.tell() - TAIL))
-            said = f.read()
+            return f.read().decode(errors="replace")
     except OSError:
         return None
-    return killed(0) if _TALKS.search(said) and not _ENDED.search(said) else None
 
 
 def killed(number: int) -> Cause:

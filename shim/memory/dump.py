@@ -61,17 +61,16 @@ def take_out(
             box.set(was_frozen)
             return None
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        if (
-            parent is None and sink is None
-        ):  # else nobody knows before; nothing is dropped if there is too little
+        # with a parent nobody knows before; nothing is dropped if there is too little
+        if parent is None and sink is None:
             _check_space(chosen, directory)
         with trace.span("memory: place"):
             if sink is not None:
                 chosen, plan = arrange(chosen, settings)
-            size = sum(area.resident for process in chosen for area in process.areas)
-            if sink is None:
-                plan = placement.for_capture(directory, size, settings, returns=returns)
+            else:
+                plan = placement.for_capture(directory, _size(chosen), settings, returns=returns)
             plan.keep(record, "capture")
+        size = _size(chosen)
         with (
             trace.span("memory: capture", bytes=size, chosen=plan.text),
             Meter(record.directory, "capture", size) as meter,
@@ -171,8 +170,12 @@ def _undo(
     capture.remove(directory)
 
 
+def _size(chosen: Sequence[Process]) -> int:
+    return sum(area.resident for process in chosen for area in process.areas)
+
+
 def _check_space(chosen: Sequence[Process], directory: str) -> None:
-    need = sum(area.resident for process in chosen for area in process.areas)
+    need = _size(chosen)
     info = os.statvfs(directory)
     free = info.f_bavail * info.f_frsize
     if need > free:

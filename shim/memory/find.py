@@ -75,7 +75,7 @@ def status(pid: int) -> dict[str, str]:
 def alive(pid: int, since: int) -> bool:
     """Whether the process that was started at `since` is there, and no zombie."""
     try:
-        fields = _stat(f"/proc/{pid}/stat")
+        fields = stat(f"/proc/{pid}/stat")
         return int(fields[19]) == since and fields[0] not in "ZX"
     except (OSError, IndexError):
         return False
@@ -84,22 +84,22 @@ def alive(pid: int, since: int) -> bool:
 def runs(pid: int) -> bool:
     """Whether a process is there, and no zombie."""
     try:
-        return _stat(f"/proc/{pid}/stat")[0] not in "ZX"
+        return stat(f"/proc/{pid}/stat")[0] not in "ZX"
     except (OSError, IndexError):
         return False
 
 
 def born(pid: int) -> int:
     """Start time of a process. Raises OSError."""
-    return int(_stat(f"/proc/{pid}/stat")[19])
+    return int(stat(f"/proc/{pid}/stat")[19])
 
 
 def states(pid: int) -> set[str]:
-    """State letters of all threads of a process (proc_pid_stat(5)). Raises OSError."""
+    """State letters of all threads of a process (proc_pidstat(5)). Raises OSError."""
     found = set()
     for thread in threads(pid):
         try:
-            found.add(_stat(f"/proc/{pid}/task/{thread}/stat")[0])
+            found.add(stat(f"/proc/{pid}/task/{thread}/stat")[0])
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -201,7 +201,7 @@ def _movable(pid: int, said: dict[str, str]) -> bool:
 
 def _is_job(pid: int) -> bool:
     """Whether a shell may watch it: a stop would be news to whoever controls its terminal."""
-    fields = _stat(f"/proc/{pid}/stat")
+    fields = stat(f"/proc/{pid}/stat")
     session, terminal = int(fields[3]), int(fields[4])
     return terminal != 0 and session != pid
 
@@ -212,7 +212,10 @@ def _native(pid: int) -> bool:
         return f.read(5) == b"\x7fELF\x02"
 
 
-def _stat(path: str) -> list[str]:
-    """Fields of a stat file after the name, which may hold anything: state is the first."""
+def stat(path: str) -> list[str]:
+    """Fields of a stat file (proc_pid_stat(5)) after the name, which may hold anything: state is the first.
+
+    Raises OSError.
+    """
     with open(path, "rb") as f:
         return f.read().rpartition(b")")[2].decode().split()

@@ -124,7 +124,11 @@ def _fill(record: Record, found: Journal, settings: Settings, source: Supply | N
             )
         _heal(record, member, found)
     pids = {member.vpid: member.pid for member in alive}
-    content = index.read(found.directory) if source is None else _index(record, found, source)
+    if source is None:
+        content = index.read(found.directory)
+    else:
+        with supply.reaching(found.source, record.id):
+            content = supply.read_index(source)
     mine = index.Index(
         {vpid: runs for vpid, runs in content.areas.items() if vpid in pids},
         tuple(entry for entry in content.chunks if entry[0].vpid in pids),
@@ -141,16 +145,6 @@ def _fill(record: Record, found: Journal, settings: Settings, source: Supply | N
         Meter(record.directory, "fill", size) as meter,
     ):
         fill.fill(mine, found.directory, pids, plan.settings.workers, meter.add, source)
-
-
-def _index(record: Record, found: Journal, source: Supply) -> index.Index:
-    try:
-        return supply.read_index(source)
-    except CryociError as e:
-        raise RestoreError(
-            f"the memory of container {record.id} is in {found.source}, which cannot be read: {e.message}",
-            hint=f"its processes are stopped and wait for it; when it can be reached: cryoci repair {record.id}",
-        ) from e
 
 
 def _heal(record: Record, member: Member, found: Journal) -> None:
@@ -183,9 +177,8 @@ def _conclude(record: Record, found: Journal, supplier: Supplier | None) -> str:
         if source is not None and not source.stays:
             supply.bring(source, found.directory)
         guard.arm(found.directory)
-        stand.forget(
-            record
-        )  # a scratch directory of a killed cryoci, which holds them now, stays until the next boot
+        # not `forget`: a scratch directory of a killed cryoci, which holds them now, stays until the next boot
+        stand.forget(record)
         journal.remove(record)
     else:
         forget(record, found)

@@ -8,10 +8,11 @@ this room know of that only what stands here; ociimage has the rest (uses/straig
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from cryoci.errors import CryociError, ImageError, RestoreError
+from cryoci.errors import CryociError, RestoreError
 from cryoci.shim.memory import chunk, index
 
 
@@ -53,8 +54,15 @@ def supplied(source: str, supplier: Supplier | None, container: str) -> Supply:
         raise RestoreError(
             f"the memory of container {container} is in {source}", hint=f"run `cryoci repair {container}`"
         )
-    try:
+    with reaching(source, container):
         return supplier(source)
+
+
+@contextmanager
+def reaching(source: str, container: str) -> Iterator[None]:
+    """A with block that reads from `source`: raises RestoreError that says what waits for it."""
+    try:
+        yield
     except CryociError as e:
         raise RestoreError(
             f"the memory of container {container} is in {source}, which cannot be read: {e.message}",
@@ -67,9 +75,13 @@ def read_index(supply: Supply) -> index.Index:
     return index.parse(supply.index())
 
 
-def opened(supply: Supply, key: chunk.Key, digest: str) -> chunk.Reader:
-    """The chunk `key`, fetched into memory of its own. Raises ImageError, IntegrityError, RegistryError..."""
-    fd = os.memfd_create(key.name, os.MFD_CLOEXEC)
+def opened(supply: Supply, key: chunk.Key, digest: str, fd: int | None = None) -> chunk.Reader:
+    """The chunk `key`, fetched into the empty file `fd`, else into memory of its own. Closes that.
+
+    Raises ImageError, IntegrityError, RegistryError...
+    """
+    if fd is None:
+        fd = os.memfd_create(key.name, os.MFD_CLOEXEC)
     try:
         supply.fetch(key.name, fd)
     except BaseException:
@@ -86,16 +98,10 @@ def bring(supply: Supply, directory: str) -> None:
             new = f".{key.name}.new"
             fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=where)
             try:
-                supply.fetch(key.name, fd)
-                os.fsync(fd)
-            except BaseException:
-                os.close(fd)
-                os.unlink(new, dir_fd=where)
-                raise
-            try:
-                with chunk.Reader(-1, key, digest, fd) as reader:
+                with opened(supply, key, digest, fd) as reader:
+                    os.fsync(fd)
                     reader.check()
-            except ImageError:
+            except BaseException:
                 os.unlink(new, dir_fd=where)
                 raise
             os.rename(new, key.name, src_dir_fd=where, dst_dir_fd=where)
