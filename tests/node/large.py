@@ -8,11 +8,11 @@ Answers as mosaic.py does.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import sys
-import time
+
+from answers import answer  # type: ignore[import-not-found]  # beside it in the container
 
 
 def main() -> None:
@@ -22,16 +22,9 @@ def main() -> None:
     for at in range(0, size, 1 << 20):
         noise = at // (1 << 20) % 2
         memory[at : at + (1 << 20)] = os.urandom(1 << 20) if noise else b"%016d" % at * (1 << 16)
-    done = 0
-    while True:
-        if os.path.exists(f"/data/ask.{done}"):
-            told = {"digest": "", "wrong": 0, "counts": [], "threads": 1}
-            told["digest"] = hashlib.sha256(memory).hexdigest()
-            with open(f"/data/{me}.{done}.new", "w") as f:
-                json.dump(told, f)
-            os.rename(f"/data/{me}.{done}.new", f"/data/{me}.{done}")
-            done += 1
-        time.sleep(0.02)
+    answer(
+        me, lambda: {"digest": hashlib.sha256(memory).hexdigest(), "wrong": 0, "counts": [], "threads": 1}
+    )
 
 
 if __name__ == "__main__":

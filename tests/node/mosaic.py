@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import os
 import random
 import select
@@ -20,6 +19,8 @@ import signal
 import sys
 import threading
 import time
+
+from answers import answer  # type: ignore[import-not-found]  # beside it in the container
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -161,20 +162,16 @@ def main() -> None:
     for number in range(waiting):
         wait_about(number)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    done = 0
-    while True:
-        if os.path.exists(f"/data/ask.{done}"):
-            told = {
-                "digest": digest(areas),
-                "wrong": sum(one.wrong for one in twins),
-                "counts": [one.large.value for one in twins],
-                "threads": threading.active_count(),
-            }
-            with open(f"/data/{me}.{done}.new", "w") as f:
-                json.dump(told, f)
-            os.rename(f"/data/{me}.{done}.new", f"/data/{me}.{done}")
-            done += 1
-        time.sleep(0.005)
+
+    def told() -> dict[str, object]:
+        return {
+            "digest": digest(areas),
+            "wrong": sum(one.wrong for one in twins),
+            "counts": [one.large.value for one in twins],
+            "threads": threading.active_count(),
+        }
+
+    answer(me, told, 0.005)
 
 
 if __name__ == "__main__":

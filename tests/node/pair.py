@@ -8,10 +8,10 @@ So the child's goes out of band, and the parent's does not. Answers as mosaic.py
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
-import time
+
+from answers import answer  # type: ignore[import-not-found]  # beside it in the container
 
 SIZE = 8 << 20
 
@@ -32,16 +32,12 @@ def main() -> None:
     else:
         common.madvise(mmap.MADV_DONTNEED, mmap.PAGESIZE, SIZE - mmap.PAGESIZE)
     areas = [common, area()]
-    done = 0
-    while True:
-        if os.path.exists(f"/data/ask.{done}"):
-            told = {"digest": "", "wrong": 0, "counts": [], "threads": 1}
-            told["digest"] = hashlib.sha256(b"".join(one[:] for one in areas)).hexdigest()
-            with open(f"/data/{me}.{done}.new", "w") as f:
-                json.dump(told, f)
-            os.rename(f"/data/{me}.{done}.new", f"/data/{me}.{done}")
-            done += 1
-        time.sleep(0.02)
+
+    def told() -> dict[str, object]:
+        digest = hashlib.sha256(b"".join(one[:] for one in areas)).hexdigest()
+        return {"digest": digest, "wrong": 0, "counts": [], "threads": 1}
+
+    answer(me, told)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.node
 
 CONFIG = "/etc/cryoci/config.toml"
 MOSAIC = Path(__file__).with_name("mosaic.py")
+ANSWERS = MOSAIC.with_name("answers.py")
 # Runs the runtime and kills it, as kill -9 does, at the place named by its first word.
 KILLER = """
 import os, signal, sys
@@ -110,6 +111,7 @@ class Mosaic:
         configure(self.node, self.kind)
         spec = workload.bundle(self.node, self.base)
         self.node.write(f"{self.base}/rootfs/app/mosaic.py", self.program.read_text())
+        self.node.write(f"{self.base}/rootfs/app/{ANSWERS.name}", ANSWERS.read_text())
         spec["process"]["args"] = list(self.words)
         if self.seccomp:
             spec["linux"]["seccomp"] = self.seccomp
