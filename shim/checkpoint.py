@@ -64,7 +64,11 @@ def main(line: Invocation, launcher: str) -> int:
         argv = operation.words(line, below, chosen, reads_conf=reads_conf)
         env = {**operation.environment(record, reads_conf=reads_conf), **gpu.variables(), **extra}
         status = verbs.checkpoint(
-            line, below, record, lambda: operation.run(line, argv, below, record, "dump", env)[0]
+            line,
+            below,
+            record,
+            lambda: operation.run(line, argv, below, record, "dump", env)[0],
+            by_criu="CRIU's CUDA plugin needs it in its place" if gpu.in_criu else "",
         )
     if status == 0:
         if not os.path.isfile(directory + "/inventory.img"):

@@ -46,18 +46,6 @@ def hold(
     settings = config.load().gpu
     if settings.engine != "driver":
         return None
-
-    @contextmanager
-    def running() -> Iterator[None]:
-        frozen = container.status == "paused"
-        if frozen:
-            container.call("resume")
-        try:
-            yield
-        finally:
-            if frozen:
-                container.call("pause")
-
     return holds.take(
         _record(container),
         int(container.state().get("pid", 0)),
@@ -65,8 +53,21 @@ def hold(
         lock_seconds=settings.lock_timeout,
         prefault=settings.prefault,
         images=None if images is None else str(images),
-        running=running,
+        running=lambda: _running(container),
     )
+
+
+@contextmanager
+def _running(container: Container) -> Iterator[None]:
+    """A with block in which it is not frozen. Its engine is not told of that."""
+    frozen = container.status == "paused"
+    if frozen:
+        container.call("resume")
+    try:
+        yield
+    finally:
+        if frozen:
+            container.call("pause")
 
 
 def park(container: Container) -> Parked:
@@ -182,10 +183,13 @@ def _stray(container: Container) -> Hold | None:
     if not tasks.any_cuda(init):
         return None
     driver = Driver()
-    found = [task for task in tasks.cuda(driver, init) if driver.state(task.pid) is not State.RUNNING]
+    with _running(container):  # its user may have paused it
+        found = [task for task in tasks.cuda(driver, init) if driver.state(task.pid) is not State.RUNNING]
     if not found:
         return None
-    return Hold(_record(container), "checkpoint", dumps.Dump("", 0, tasks=found), {}, ours=True)
+    held = Hold(_record(container), "checkpoint", dumps.Dump("", 0, tasks=found), {}, ours=True)
+    held.running = lambda: _running(container)
+    return held
 
 
 def _empty(container: Container) -> Hold:

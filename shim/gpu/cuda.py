@@ -16,6 +16,7 @@ import enum
 from collections.abc import Mapping
 
 from cryoci.errors import CryociError, NotFoundError, UnsupportedError
+from cryoci.shim.gpu import halted
 
 LIBRARY = "libcuda.so.1"
 MINIMUM = 12080  # cuDriverGetVersion of r570
@@ -163,23 +164,30 @@ class Driver:
         return tid.value
 
     def state(self, pid: int) -> State:
-        """The state of `pid`. Raises CudaError, with INVALID_VALUE for what is no CUDA process."""
+        """The state of `pid`. Raises CudaError, with INVALID_VALUE for what is no CUDA process.
+
+        This and all below raise ConflictError for a process that stands still (halted.py).
+        """
+        halted.refuse(pid)
         value = ctypes.c_int()
         self._check("query", pid, self._library.cuCheckpointProcessGetState(pid, ctypes.byref(value)))
         return State(value.value)
 
     def lock(self, pid: int, timeout_ms: int = 0) -> None:
         """Wait for its GPU work, and hold its CUDA calls. 0 waits for ever; it runs on after a timeout."""
+        halted.refuse(pid)
         args = _LockArgs(timeout_ms=timeout_ms)
         self._check("lock", pid, self._library.cuCheckpointProcessLock(pid, ctypes.byref(args)))
 
     def checkpoint(self, pid: int) -> None:
         """Bring its GPU memory into its own memory, and let go of its GPUs."""
+        halted.refuse(pid)
         args = _Args()
         self._check("checkpoint", pid, self._library.cuCheckpointProcessCheckpoint(pid, ctypes.byref(args)))
 
     def restore(self, pid: int, pairs: Mapping[bytes, bytes] | None = None) -> None:
         """The way back; it is locked then. `pairs` maps UUIDs (16 bytes), every GPU that it saw in it."""
+        halted.refuse(pid)
         args = _RestoreArgs()
         if pairs:
             made = (_GpuPair * len(pairs))()
@@ -192,6 +200,7 @@ class Driver:
 
     def unlock(self, pid: int) -> None:
         """Let its CUDA calls go on."""
+        halted.refuse(pid)
         args = _Args()
         self._check("unlock", pid, self._library.cuCheckpointProcessUnlock(pid, ctypes.byref(args)))
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class Dumping:
     """One dump. `held` are the container's CUDA processes; None when it has none."""
 
+    in_criu = False  # the driver's work is done before CRIU's begins
+
     def __init__(self, held: Hold | None) -> None:
         self.held = held
 

@@ -23,6 +23,7 @@ from typing import Any
 import cryoci
 from cryoci.errors import ConflictError, CryociError
 from cryoci.shim import paths
+from cryoci.shim.gpu import halted
 from cryoci.shim.gpu.cuda import CudaError, Driver, State
 
 IDLE = 300.0  # seconds
@@ -67,6 +68,8 @@ class RemoteDriver(Driver):
 
     def _ask(self, operation: str, pid: int, **more: Any) -> Any:
         """One call; each takes a connection of its own, so that calls on several processes run together."""
+        if operation != "restore_thread":
+            halted.refuse(pid)
         try:
             with connect() as own:
                 own.send(json.dumps({"operation": operation, "pid": pid, **more}).encode())

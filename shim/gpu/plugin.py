@@ -46,7 +46,10 @@ def directory(chosen: CriuOptions) -> str:
 def check_build(libdir: str, criu: str) -> None:
     """Raise UnsupportedError when the plugin was built for another CRIU, whose symbols it would miss."""
     with open(f"{libdir}/{LIBRARY}", "rb") as plugin, open(criu, "rb") as program:
-        if _NEEDS in plugin.read() and _NEEDS not in program.read():
+        whole = program.read()
+        if not whole.startswith(b"\x7fELF"):
+            return  # a script that starts CRIU: which one cannot be told from it
+        if _NEEDS in plugin.read() and _NEEDS not in whole:
             raise UnsupportedError(
                 f"{libdir}/{LIBRARY} is of a newer build than {criu}: CRIU would stop with an undefined symbol",
                 hint="install CRIU and its plugins from the same package",
@@ -76,6 +79,7 @@ class PluginDumping:
 
     def __init__(self, dump: Dump | None, libdir: str, timeout: int) -> None:
         self.dump = dump
+        self.in_criu = dump is not None  # the driver works while CRIU does, and needs the processes' memory
         self._libdir = libdir
         self._timeout = timeout
 
@@ -107,7 +111,8 @@ def dumping(
     libdir = directory(chosen)
     check_build(libdir, criu)
     driver = Driver()
-    with nvml.opened() as management:
+    # the driver waits for ever for an answer of a frozen process, even when only asked for its state
+    with runtime_below.thawed(line, below), nvml.opened() as management:
         found = tasks.cuda(driver, pid, management.used_by())
         gpus = preflight.seen(management, pid)
         preflight.check(management, driver, pid, found, gpus)
@@ -115,7 +120,7 @@ def dumping(
         dump = dumps.made(
             management.driver, driver.version, gpus, found, engine="plugin", plugins=["cuda_plugin"]
         )
-    ran = [task for task in found if driver.state(task.pid) is State.RUNNING]
+        ran = [task for task in found if driver.state(task.pid) is State.RUNNING]
     try:
         yield PluginDumping(dump, libdir, timeout)
     finally:
@@ -159,8 +164,9 @@ def finish(line: Invocation, below: Runtime, dump: Dump) -> None:
     try:
         pid = int(runtime_below.state(line, below).get("pid", 0))
         driver = Driver()
-        found = tasks.cuda(driver, pid)
-        states = [driver.state(task.pid) for task in found]
+        with runtime_below.thawed(line, below):
+            found = tasks.cuda(driver, pid)
+            states = [driver.state(task.pid) for task in found]
         if len(found) != len(dump.tasks) or any(state is not State.RUNNING for state in states):
             said = ", ".join(map(str, states)) or "none"
             raise RestoreError(

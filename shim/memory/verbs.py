@@ -24,8 +24,12 @@ from cryoci.shim.runtime import Runtime
 FOREIGN = ("criu-memory", "parent-path", "pre-dump", "lazy-pages", "page-server", "auto-dedup")
 
 
-def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[], int]) -> int:
+def checkpoint(
+    line: Invocation, below: Runtime, record: Record, act: Callable[[], int], by_criu: str = ""
+) -> int:
     """Run `act`, the checkpoint proper, with large memory out of the way if config.toml says so.
+
+    `by_criu` is a reason to leave all memory to CRIU.
 
     Returns its status. Raises CheckpointError, SpaceError, ConflictError, and RestoreError or ImageError when
     the container lives on and its memory could not be put back: it is stopped then, and its journal stays.
@@ -39,7 +43,9 @@ def checkpoint(line: Invocation, below: Runtime, record: Record, act: Callable[[
     asked = line.options.get("memory-options")
     if asked:
         settings = settings.changed(asked)
-    if not settings.parallel or any(line.has(flag) for flag in FOREIGN):
+    if by_criu and line.has("memory-sink"):
+        raise UnsupportedError(f"memory cannot go to where it is stored at once: {by_criu}")
+    if by_criu or not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)
     parent = _parent(line)

@@ -4,8 +4,8 @@
  *
  * "VRAM" is memfd_secret memory, which neither CRIU nor process_vm_readv can read, as little as a GPU's. A
  * checkpoint really moves it into anonymous memory of the process, closes what was open, and a restore moves it
- * back. As with the real driver that work is done by a thread inside of the target, so a frozen target hangs the
- * caller; a caller reaches it from outside through /proc and needs the right to ptrace it.
+ * back. As with the real driver that work is done by a thread inside of the target, so a frozen or stopped target hangs
+ * the caller, even one that asks for the state only (seen with 580); a caller reaches it from outside through /proc and needs the right to ptrace it.
  *
  * The target's state is one page of its own memory (struct control), found by the thread's name,
  * "cuda" and the page's number in hex. The node's GPUs are listed in $FAKEGPU_HOME/devices (default /run/fakegpu,
@@ -598,6 +598,37 @@ int cuCheckpointProcessGetRestoreThreadId(int pid, int *tid)
 	return code;
 }
 
+/* Stopped by a signal, or frozen by its cgroup (v2)? */
+static int stands_still(int pid)
+{
+	char path[400], line[300], state = 0, events[128] = "";
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	FILE *f = fopen(path, "r");
+	if (!f)
+		return 0;
+	if (fgets(line, sizeof line, f) && strrchr(line, ')'))
+		state = strrchr(line, ')')[2];
+	fclose(f);
+	if (state == 'T')
+		return 1;
+	snprintf(path, sizeof path, "/proc/%d/cgroup", pid);
+	f = fopen(path, "r");
+	while (f && fgets(line, sizeof line, f)) {
+		line[strcspn(line, "\n")] = 0;
+		if (strncmp(line, "0::", 3))
+			continue;
+		snprintf(path, sizeof path, "/sys/fs/cgroup%s/cgroup.events", line + 3);
+		FILE *e = fopen(path, "r");
+		if (e) {
+			events[fread(events, 1, sizeof events - 1, e)] = 0;
+			fclose(e);
+		}
+	}
+	if (f)
+		fclose(f);
+	return strstr(events, "frozen 1") != NULL;
+}
+
 int cuCheckpointProcessGetState(int pid, int *state)
 {
 	struct control c;
@@ -605,6 +636,8 @@ int cuCheckpointProcessGetState(int pid, int *state)
 	char mode[32];
 	if (faulty("state", &wanted, mode))
 		return wanted;
+	while (stands_still(pid))
+		wait_ms(1);
 	if (find(pid, &c, &code, &tid))
 		*state = c.state;
 	return code;

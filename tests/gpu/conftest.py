@@ -2,7 +2,7 @@
 """The suite for a GPU: quick tests first, a time limit for each, and a page of results even when it is cut short.
 
 python3 -m pytest tests/gpu                          all of it, about 20 minutes on one GPU
-python3 -m pytest tests/gpu -k "share or guard"      a group: cdi, share, guard, bake, refusals, cuda
+python3 -m pytest tests/gpu -k "share or guard"      a group: cdi, share, guard, bake, plugin, refusals, cuda
 GPU_RESULTS=FILE.md                                  where the page goes; default build/gpu-results.md
 """
 
@@ -23,7 +23,7 @@ from cryoci.shim.gpu import nvml
 from tests.gpu.machine import BASE
 from tests.gpu.results import LINES
 
-ORDER = ("cdi", "share", "guard", "bake", "refusals", "cuda")  # what has run least often goes first
+ORDER = ("cdi", "share", "guard", "bake", "plugin", "refusals", "cuda")  # least often run first
 _PAGE = Path(os.environ.get("GPU_RESULTS", "build/gpu-results.md"))
 _outcomes: list[tuple[str, str, float]] = []
 

@@ -3,7 +3,7 @@
 
 GPU machines often have PyTorch and a driver, and neither CRIU nor a package registry. The kit holds Debian's criu,
 runc, crun and docker-registry from the node tree, started with the tree's libraries (all but libc, whose 2.39 is
-enough), and the Python packages of cryoci and its tests for the Python of that machine.
+enough), CRIU's CUDA plugin, and the Python packages of cryoci and its tests for the Python of that machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from tests.nodes import tree
+from tests.nodes import cuda_plugin, tree
 
 PROGRAMS = ("usr/sbin/criu", "usr/sbin/runc", "usr/bin/crun", "usr/bin/docker-registry")
 EXTRA = ("libcriu.so.2",)  # crun loads it by name
@@ -45,6 +45,8 @@ def main() -> None:
             wrapper.chmod(0o755)
         for library in _libraries(base):
             shutil.copy2((base / "usr/lib/x86_64-linux-gnu" / library).resolve(), kit / "lib" / library)
+        (kit / "lib/criu").mkdir()
+        shutil.copy2(cuda_plugin.directory() / cuda_plugin.LIBRARY, kit / "lib/criu")
         wanted = tomllib.loads((tree.REPO / "pyproject.toml").read_text())["project"]["dependencies"]
         subprocess.run(
             [

@@ -27,7 +27,16 @@ STAND_IN = importlib.util.find_spec("torch") is None
 BASE = Path("/srv/cryoci-gpu")
 LOWER = os.environ.get("GPU_BASE", "/")  # what the containers' root is an overlay of
 DRIVER_FOLDER = "/usr/local/nvidia"
-CONFIG = '[runtime]\npath = "{below}"\n[criu]\nnetwork-lock = "skip"\n[gpu]\nlock-timeout = 30\n'
+CONFIG = """\
+[runtime]
+path = "{below}"
+[criu]
+network-lock = "skip"
+libdir = "{libdir}"
+[gpu]
+engine = "{engine}"
+lock-timeout = 30
+"""
 STARTUP = 120.0  # seconds until PyTorch's first step
 
 
@@ -37,13 +46,15 @@ class Node:
     Two nodes with another `state` know nothing of each other: no store, no records, no checkpoints in common.
     """
 
-    def __init__(self, below: str, state: str = "") -> None:
+    def __init__(
+        self, below: str, state: str = "", engine: str = "driver", libdir: str = "/usr/lib/criu"
+    ) -> None:
         self.below = below
         BASE.mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(BASE):
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100g", "tmpfs", str(BASE)], check=True)
-        config = BASE / f"config.{below}.toml"
-        config.write_text(CONFIG.format(below=below))
+        config = BASE / f"config.{below}.{engine}.toml"
+        config.write_text(CONFIG.format(below=below, engine=engine, libdir=libdir))
         self.environment = {
             **os.environ,
             "CRYOCI_CONFIG": str(config),

@@ -162,6 +162,15 @@ def test_the_tool_is_killed_at_each_step(site: Site, trainer: Trainer, step: str
         assert "nothing was left to repair" in site.a.run(["cryoci", "repair", trainer.name]).stdout.decode()
 
 
+def test_repair_of_one_that_its_user_has_paused(site: Site, trainer: Trainer) -> None:
+    """The driver answers nothing of a frozen process: it is thawed for the question, and frozen again."""
+    site.a.run(["cryoci-runtime", "pause", trainer.name])
+    assert "nothing was left to repair" in site.a.run(["cryoci", "repair", trainer.name]).stdout.decode()
+    assert trainer.status == "paused"
+    site.a.run(["cryoci-runtime", "resume", trainer.name])
+    trainer.runs_on()
+
+
 def test_the_next_checkpoint_repairs_too(site: Site, trainer: Trainer) -> None:
     gpu.faults(site.a, "checkpoint 2 0 die-after")
     argv = ["cryoci", "checkpoint", trainer.name, "--leave-running", "-o"]

@@ -37,7 +37,8 @@ def settings(node: NamespaceNode, below: str, libdir: str = cuda_plugin.PLACE) -
     gpu.equip(node, ONE, below=below)
     node.write(
         CONFIG,
-        f'[runtime]\npath = "{below}"\n[gpu]\nengine = "plugin"\nlock-timeout = 20\n[criu]\nlibdir = "{libdir}"\n',
+        f'[runtime]\npath = "{below}"\n[gpu]\nengine = "plugin"\nlock-timeout = 20\n[criu]\nlibdir = "{libdir}"\n'
+        '[memory]\nthreshold = "64k"\n',  # the driver works while CRIU does, so all memory must stay for it
     )
 
 
@@ -76,6 +77,7 @@ def test_the_runtimes_own_verbs(nodes: tuple[NamespaceNode, NamespaceNode, str],
     trainer.runs_on()
     dump = json.loads(node.read(f"{images}/gpu.dump"))
     assert (dump["engine"], dump["plugins"], len(dump["tasks"])) == ("plugin", ["cuda_plugin"], 3)
+    assert "cryoci-memory.json" not in node.sh(f"ls {images}")
     log = node.read(f"{images}.work/dump.log").decode()
     assert "cuda_plugin: initialized" in log and log.count("pausing devices on pid") >= 3
     node.run(["rm", "-r", images])

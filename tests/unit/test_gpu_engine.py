@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,22 @@ def test_out_and_in_again(driver: Driver, program: Program) -> None:
     assert program.status()["count"] == before
     engine.resume(driver, [task])
     engine.resume(driver, [task])  # once more does no harm
+    program.runs_on()
+
+
+def test_one_that_stands_still_is_refused(driver: Driver, program: Program) -> None:
+    """The driver would wait for it for ever."""
+    os.kill(program.pid, signal.SIGSTOP)
+    try:
+        while Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        with pytest.raises(ConflictError, match="stopped by a signal") as e:
+            suspend(driver, program)
+        assert f"kill -CONT {program.pid}" in str(e.value.hint)
+        assert driver.restore_thread(program.pid) is not None  # of this one it answers
+    finally:
+        os.kill(program.pid, signal.SIGCONT)
+    engine.resume(driver, suspend(driver, program))
     program.runs_on()
 
 
