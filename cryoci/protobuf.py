@@ -8,6 +8,8 @@ https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from cryoci.errors import ImageError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -87,6 +89,41 @@ class Message:
         if not all(isinstance(value, bytes) for value in values):
             raise ImageError(f"field {number} of a message is not a message: it is damaged")
         return [Message(value) for value in values if isinstance(value, bytes)]
+
+
+def spans(data: bytes) -> Iterator[tuple[int, int | tuple[int, int], int]]:
+    """Fields of a message: number, value (of bytes: where they lie), and where the value begins, with its length.
+
+    Raises ImageError.
+    """
+    at = 0
+    try:
+        while at < len(data):
+            key, at = varint(data, at)
+            place = at
+            if key & 7 == 0:
+                value, at = varint(data, at)
+                yield key >> 3, value, place
+            elif key & 7 == 2:
+                size, at = varint(data, at)
+                if at + size > len(data):
+                    raise IndexError(at)
+                yield key >> 3, (at, at + size), place
+                at += size
+            else:
+                at += {1: 8, 5: 4}[key & 7]
+    except (ImageError, IndexError, KeyError) as e:
+        raise ImageError("a message is damaged") from e
+
+
+def replaced(data: bytes, path: Sequence[int], value: bytes) -> bytes:
+    """`data` with the message at `path`, a field number for each level, replaced. Raises ImageError without one."""
+    wanted, *rest = path
+    for number, place, at in spans(data):
+        if number == wanted and isinstance(place, tuple):
+            inner = replaced(data[slice(*place)], rest, value) if rest else value
+            return data[:at] + encode(len(inner)) + inner + data[place[1] :]
+    raise ImageError(f"a message has no field {wanted}: it is damaged")
 
 
 def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:

@@ -84,7 +84,8 @@ def take_out(
         moved = {process.pid for process in chosen}
         with trace.span("memory: drop", bytes=size):
             others = [pid for pid in everybody if pid not in moved]
-            return _drop(record, note, box, chosen, others, settings.workers)
+            level = len(find.status(init).get("NSpid", "").split()) or 1
+            return _drop(record, note, box, chosen, others, settings.workers, level)
     except BaseException as e:
         _undo(record, journal.read(record), box, was_frozen, directory, settings, e)
         if isinstance(e, OSError):
@@ -98,8 +99,12 @@ def put_back(record: Record, note: Journal, settings: Settings) -> None:
     repair.bring_back(record, note, settings)
 
 
-def conclude(note: Journal) -> None:
-    """The dump is complete: from now on the images must not be restored bare. Raises OSError, ImageError."""
+def conclude(record: Record, note: Journal) -> None:
+    """The dump is complete: make its images good, and see that they are not restored bare.
+
+    Raises OSError, ImageError, RestoreError.
+    """
+    stand.correct(record, note.directory)
     guard.arm(note.directory)
 
 
@@ -110,6 +115,7 @@ def _drop(
     chosen: Sequence[Process],
     others: Sequence[int],
     threads: int,
+    level: int,
 ) -> Journal:
     """Stop the chosen by signal, and have them drop, so many at once; nobody runs an instruction of his own meanwhile.
 
@@ -134,7 +140,7 @@ def _drop(
         freezer.await_stopped(pids)
         note = note.become(record, "dropping")
         capture.each(drop, chosen, min(threads, len(chosen)))
-        stand.note(record, pids)
+        stand.note(record, pids, level)
         if note.frozen:
             box.set(True)
     finally:

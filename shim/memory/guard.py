@@ -44,6 +44,11 @@ def arm(directory: str) -> None:
     write_atomic(f"{directory}/{FILES}", EXPLANATION)
 
 
+def armed(directory: str) -> bool:
+    """Whether the guard is on: the dump was brought to its end. Raises OSError, ImageError."""
+    return _read(directory).endswith(_GUARD)
+
+
 def disarm(directory: str) -> None:
     """Take the guard off: the images hold all of their memory. Raises OSError, ImageError."""
     write_atomic(f"{directory}/{INVENTORY}", _image(_plain(directory)))

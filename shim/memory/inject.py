@@ -60,7 +60,7 @@ def make_calls(
 
     Returns their results, negative for an error. Raises as `drop` does.
     """
-    at = _gadget(pid)
+    at = gadget(pid)
     seize(pid)
     results: list[int] = []
     try:
@@ -221,8 +221,11 @@ def unpack(text: str) -> list[int]:
     return list(struct.unpack("27Q", bytes.fromhex(text)))
 
 
-def _gadget(pid: int) -> int:
-    """Address of a system call instruction in the process: in its vDSO, or any code that it has."""
+def gadget(pid: int) -> int:
+    """Address of a system call instruction in the process: in its vDSO, or any code that it has.
+
+    Raises UnsupportedError without one.
+    """
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as f:
         lines = [line.split(maxsplit=5) for line in f]
     code = [line for line in lines if line[1][2] == "x" and line[-1].strip() != "[vsyscall]"]

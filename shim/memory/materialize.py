@@ -172,9 +172,9 @@ def _copy(old: BinaryIO, out: BinaryIO, at: int, size: int) -> None:
 def _awake(data: bytes) -> bytes:
     """A core image whose process runs when it is restored: it was stopped for its memory only."""
     at = 12  # past two magics and the size
-    for number, value, _ in _fields(data[at:]):
+    for number, value, _ in protobuf.spans(data[at:]):
         if number == 3 and isinstance(value, tuple):
-            for inner, state, place in _fields(data[at + value[0] : at + value[1]]):
+            for inner, state, place in protobuf.spans(data[at + value[0] : at + value[1]]):
                 if inner == 1 and state == _STOPPED:
                     place += at + value[0]
                     return data[:place] + bytes([_ALIVE]) + data[place + 1 :]
@@ -184,11 +184,11 @@ def _awake(data: bytes) -> bytes:
 
 
 def _values(message: bytes) -> dict[int, int]:
-    return {number: value for number, value, _ in _fields(message) if isinstance(value, int)}
+    return {number: value for number, value, _ in protobuf.spans(message) if isinstance(value, int)}
 
 
 def _number(message: bytes, wanted: int) -> int:
-    for number, value, _ in _fields(message):
+    for number, value, _ in protobuf.spans(message):
         if number == wanted and isinstance(value, int):
             return value
     raise ImageError("a pagemap of the checkpoint names no pages")
@@ -202,31 +202,6 @@ def _new_entry(start: int, pages: int, flags: int, *, wide: bool) -> bytes:
             protobuf.encode(number << 3) + protobuf.encode(value) for number, value in ((1, start), *counts)
         )
     )
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | tuple[int, int], int]]:
-    """Fields of a protobuf message: number, value (of bytes: where they lie), and where the value begins.
-
-    Raises ImageError.
-    """
-    at = 0
-    try:
-        while at < len(data):
-            key, at = protobuf.varint(data, at)
-            place = at
-            if key & 7 == 0:
-                value, at = protobuf.varint(data, at)
-                yield key >> 3, value, place
-            elif key & 7 == 2:
-                size, at = protobuf.varint(data, at)
-                if at + size > len(data):
-                    raise IndexError(at)
-                yield key >> 3, (at, at + size), place
-                at += size
-            else:
-                at += {1: 8, 5: 4}[key & 7]
-    except (ImageError, IndexError, KeyError) as e:
-        raise ImageError("an image of the checkpoint is damaged") from e
 
 
 def _sized(message: bytes) -> bytes:

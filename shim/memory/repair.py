@@ -176,6 +176,7 @@ def _conclude(record: Record, found: Journal, supplier: Supplier | None) -> str:
     if dumped:
         if source is not None and not source.stays:
             supply.bring(source, found.directory)
+        stand.correct(record, found.directory)
         guard.arm(found.directory)
         # not `forget`: a scratch directory of a killed cryoci, which holds them now, stays until the next boot
         stand.forget(record)

@@ -5,6 +5,9 @@ CRIU runs code of its own in each process. Should it be killed then, the kernel 
 are: at a system call that CRIU has written over the start of the program, or in CRIU's code, and most would end
 their process as soon as they run. The processes are stopped for their memory anyway (`dump`), so whatever is another
 in their registers than before is CRIU's, as is any new mapping or open file: it is put back, or goes, before they run.
+
+And CRIU's code goes back to the program by itself, which may then run for microseconds without its memory. So all of
+its threads stand at a berth (berth.py) for that time, and the images, which have them there, are corrected afterwards.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from cryoci.errors import RestoreError
 from cryoci.files import read_json, write_atomic
-from cryoci.shim.memory import find, inject
+from cryoci.shim.criu import core
+from cryoci.shim.memory import berth, find, inject
 from cryoci.shim.record import Record
 
 NAME = "threads.json"
@@ -28,44 +33,54 @@ _RESTART_BLOCK, _EINTR = 516, 4  # the kernel has forgotten what to restart: the
 _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ..([x-])")
 
 
-def note(record: Record, pids: list[int]) -> None:
-    """Write down where all threads of `pids` stand, which are stopped. Raises OSError, CheckpointError."""
+def note(record: Record, pids: Sequence[int], level: int) -> None:
+    """Write down where all threads of `pids` stand, which are stopped, and have them stand where they do no harm.
+
+    `level` is the depth of the container's pid namespace. Raises OSError, CheckpointError, UnsupportedError.
+    """
     found: dict[str, Any] = {}
-    for pid in pids:
-        threads = {}
-        for thread in find.threads(pid):
-            inject.seize(thread)
-            try:
-                threads[str(thread)] = [
-                    inject.pack(inject.registers_of(thread)),
-                    inject.mask_of(thread).hex(),
-                ]
-            finally:
-                inject.release(thread)
-        code = [[start, _read(pid, start).hex()] for start, _, runs in _areas(pid) if runs]
-        areas = [[start, end] for start, end, _ in _areas(pid)]
-        found[str(pid)] = {
-            "born": find.born(pid), "threads": threads, "code": code, "areas": areas, "files": _files(pid),
-        }  # fmt: skip
-    write_atomic(f"{record.directory}/{NAME}", json.dumps(found))
+    held: list[int] = []
+    berths: dict[int, list[int]] = {}
+    try:
+        for pid in pids:
+            areas = _areas(pid)
+            loop = berth.find(pid, areas)
+            threads = {}
+            for thread in find.threads(pid):
+                inject.seize(thread)
+                held.append(thread)
+                before = berth.outside_of_rseq(thread, pid, inject.registers_of(thread))
+                berths[thread] = berth.registers(before, loop, pid)
+                number = find.status(thread)["NSpid"].split()[level - 1]
+                mask = inject.mask_of(thread).hex()
+                threads[str(thread)] = [inject.pack(before), mask, inject.pack(berths[thread]), int(number)]
+            found[str(pid)] = {
+                "born": find.born(pid),
+                "threads": threads,
+                "code": [[start, _read(pid, start).hex()] for start, _, runs in areas if runs],
+                "areas": [[start, end] for start, end, _ in areas],
+                "files": _files(pid),
+            }
+        write_atomic(f"{record.directory}/{NAME}", json.dumps(found))
+        for thread, registers in berths.items():
+            inject.set_registers(thread, registers)
+    finally:
+        for thread in held:
+            inject.release(thread)
 
 
 def put_back(record: Record, pid: int) -> int:
-    """Put the threads of a stopped process to where they stood; returns how many were elsewhere.
+    """Put the threads of a stopped process to where they stood; returns how many CRIU has left elsewhere.
 
     Raises RestoreError when what was noted cannot be put back.
     """
-    try:
-        one = read_json(f"{record.directory}/{NAME}").get(str(pid))
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError) as e:
-        raise RestoreError(f"{record.directory}/{NAME} cannot be read: {e}") from e
+    one = _noted(record).get(str(pid))
     if one is None or one["born"] != find.born(pid):
         return 0
     moved = 0
-    for thread, (registers, mask) in one["threads"].items():
-        moved += _settle(int(thread), inject.unpack(registers), bytes.fromhex(mask))
+    for thread, (registers, mask, parked, _) in one["threads"].items():
+        at = inject.unpack(registers), inject.unpack(parked)
+        moved += _settle(int(thread), *at, bytes.fromhex(mask))
     for start, text in one["code"]:
         before = bytes.fromhex(text)
         if before and _read(pid, start) != before:
@@ -74,25 +89,46 @@ def put_back(record: Record, pid: int) -> int:
     return moved
 
 
+def correct(record: Record, directory: str) -> None:
+    """Have CRIU's images in `directory` say where the threads really stood. May be called again.
+
+    Raises RestoreError, ImageError, OSError.
+    """
+    for one in _noted(record).values():
+        for registers, _, _, number in one["threads"].values():
+            core.set_registers(directory, number, berth.resumed(inject.unpack(registers)))
+
+
+def _noted(record: Record) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = read_json(f"{record.directory}/{NAME}")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise RestoreError(f"{record.directory}/{NAME} cannot be read: {e}") from e
+    return value
+
+
 def forget(record: Record) -> None:
-    """CRIU has ended well, and has put all back itself. Never raises."""
+    """They stand where they stood, or are gone. Never raises."""
     with suppress(OSError):
         os.unlink(f"{record.directory}/{NAME}")
 
 
-def _settle(thread: int, before: list[int], mask: bytes) -> bool:
+def _settle(thread: int, before: list[int], parked: list[int], mask: bytes) -> bool:
     try:
         inject.seize(thread)
     except ProcessLookupError:
         return False
     try:
-        differs = inject.registers_of(thread) != before
-        if differs:
-            if before[_RAX] == (1 << 64) - _RESTART_BLOCK:
-                before[_RAX] = (1 << 64) - _EINTR
+        now = inject.registers_of(thread)
+        elsewhere = now not in (before, parked)
+        if elsewhere and before[_RAX] == (1 << 64) - _RESTART_BLOCK:
+            before[_RAX] = (1 << 64) - _EINTR
+        if now != before:
             inject.set_registers(thread, before)
         inject.set_mask(thread, mask)
-        return differs
+        return elsewhere
     finally:
         inject.release(thread)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from cryoci.errors import RestoreError
+from cryoci.errors import ImageError, RestoreError
 from cryoci.shim import cgroup
 from cryoci.shim.memory import chain, find, freezer, guard, index, journal, repair
 from cryoci.shim.memory.freezer import Freezer
@@ -20,6 +20,11 @@ def prepare(record: Record, directory: str) -> str:
     Raises ImageError, UnsupportedError, OSError.
     """
     chain.Places(index.read(directory), directory).close()
+    if not guard.armed(directory):
+        raise ImageError(
+            "the checkpoint was cut off before it was complete: its threads are not where they were",
+            hint="`cryoci repair CONTAINER` completes it while its node has not been restarted; else use another one",
+        )
     where = record.directory + "/images"
     guard.view(directory, where)
     return where

@@ -14,7 +14,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError, RestoreError, UnsupportedError
 from cryoci.shim import cgroup, config, failure, operation
 from cryoci.shim.argv import Invocation, parse, with_flag
-from cryoci.shim.memory import capture, dump, index, prefetch, repair, stand, undump
+from cryoci.shim.memory import capture, dump, index, prefetch, repair, undump
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.memory.sink import Sink
 from cryoci.shim.record import Record
@@ -69,8 +69,7 @@ def checkpoint(
     try:
         status = act()
         if status == 0:
-            stand.forget(record)
-            dump.conclude(note)
+            dump.conclude(record, note)
     finally:
         held = (status == 0 and line.has("hold-memory")) or bool(note.source)
         if not held:
