@@ -90,6 +90,13 @@ class Facts:
         except OSError:
             return ""
 
+    def socket(self, path: str) -> str:
+        """What the kernel calls the protocol of the socket that `path` in /proc leads to; "" when it does not say."""
+        try:
+            return os.getxattr(self.at(path), "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
+        except OSError:
+            return ""
+
     def program(self, name: str) -> str | None:
         """Path of a program on PATH, or None."""
         return shutil.which(name, path=self.path)

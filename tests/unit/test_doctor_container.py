@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -192,10 +193,27 @@ def test_shared_gpu_memory(tmp_path: Path, files: dict[str, str | None], verdict
     assert container_gpu.programs(laid(tmp_path / "x", dict(CUDA), 1, 2)).verdict == "warn"
 
 
-def test_sctp_socket(tmp_path: Path) -> None:
-    subject = laid(tmp_path, {"/proc/1/fd": None, "/proc/1/net/sctp/eps": "ENDPT INODE\nffff 4242\n"})
-    (tmp_path / "root/proc/1/fd/3").symlink_to("socket:[4242]")
-    assert container.sockets(subject).verdict == "fail"
+MANY_SOCKETS = """
+import socket
+kept = [socket.socket(*kind) for kind in ((2, 1), (10, 1), (2, 2), (10, 2), (1, 1), (1, 2), (1, 5), (16, 3))]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "hint"),
+    [((2, 1, 262), "MPTCP", "multipathtcp=0"), ((40, 1, 0), "AF_VSOCK", "close it")],
+)
+def test_a_socket_that_criu_does_not_dump(kind: tuple[int, int, int], name: str, hint: str) -> None:
+    """Multipath TCP is what Go's servers listen with since 1.24."""
+    with process(MANY_SOCKETS) as pid:
+        assert container.sockets(real(pid)).found == "8 sockets"
+    try:
+        socket.socket(*kind).close()
+    except OSError as e:
+        pytest.skip(f"this kernel has none: {e}")
+    with process(f"{MANY_SOCKETS}\nother = socket.socket{kind}") as pid:
+        found = container.sockets(real(pid))
+    assert found.verdict == "fail" and f"kind {name}" in found.found and hint in found.fix, found
 
 
 def test_memory() -> None:
