@@ -6,7 +6,7 @@ import time
 
 from cryoci import trace
 from cryoci.errors import ConfigError, SpaceError, UnsupportedError
-from cryoci.shim import attempt, child, config, failure, orphans, underlying
+from cryoci.shim import attempt, child, config, failure, orphans, stalled, underlying
 from cryoci.shim.argv import Invocation, knows, parse, with_flag, without
 from cryoci.shim.criu import log
 from cryoci.shim.criu.conf import Verb
@@ -130,7 +130,9 @@ def run(
     if status != 0:
         watch.sweep()
         attempt.keep(record, verb, [below.path, *argv[1:]], began, status, {"work": os.path.dirname(source)})
-    cause = log.killed(watch.killed) if status != 0 and watch.killed else None
+    if status != 0 and watch.died:  # CRIU's log says only that it was interrupted
+        stalled.note(source, watch.died)
+    cause = log.killed(watch.killed) if status != 0 and watch.killed and not watch.died else None
     kept = None
     if underlying.stamp(source) not in (None, before):  # else what stands there is from an earlier attempt
         kept = record.keep_log(verb, source)

@@ -17,7 +17,7 @@ import signal
 import time
 from contextlib import suppress
 
-from cryoci.shim import cgroup
+from cryoci.shim import cgroup, stalled
 from cryoci.shim.memory import find
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
@@ -31,7 +31,8 @@ _EXIT_CODE = 49  # in proc_pid_stat(5), from the state on
 class Watch:
     """One run of a runtime, as a with block; `look` is for `child.run`. With `adopts` orphans come to this process.
 
-    `killed` is the signal that has ended CRIU while the runtime waited for it, 0 if none has.
+    `killed` is the signal that has ended CRIU while the runtime waited for it, 0 if none has. `died` is the process of
+    the container for which CRIU waited after it was dead, 0 if there was none (stalled.py).
     """
 
     def __init__(self, *, adopts: bool) -> None:
@@ -40,6 +41,11 @@ class Watch:
         self._before = set(cgroup.tree(os.getpid()))
         self._since: float | None = None
         self._quiet = 0
+        self._stall = stalled.Stall()
+
+    @property
+    def died(self) -> int:
+        return self._stall.died
 
     def __enter__(self) -> Watch:
         if self._adopts:
@@ -51,13 +57,17 @@ class Watch:
             _subreaper(False)
 
     def look(self, runtime: int) -> bool:
-        """Look at the runtime with that pid, and help it if it waits for a dead CRIU; False when all is done."""
+        """Look at the runtime with that pid, and help it if it waits for a dead CRIU, or CRIU for a dead process.
+
+        False when all is done.
+        """
         below = cgroup.tree(runtime)[1:]
         criu = [pid for pid in below if _name(pid) == b"criu"]
         self._quiet = 0 if criu else self._quiet + 1
         number = next((n for pid in criu if (n := _ended_by(pid))), 0)
         now = time.monotonic()
         if not number:
+            self._stall.look(criu)
             self._since = None
             return self._quiet < _QUIET
         if self._since is None:

@@ -16,6 +16,15 @@ PROCESSES: tuple[Known, ...] = (
         "dump",
     ),
     Known(
+        "process-died",
+        "criu/parasite-syscall.c",
+        r"process (\d+) died while CRIU was in it|si_code=\d+ si_pid=(\d+) si_status=\d+|"
+        r"Can't restore registers \(pid: (\d+)\): No such process",
+        "process {0} of the container ended while CRIU was in it (killed, or at a memory limit)",
+        "see the kernel's log (dmesg) for who killed it, and try again: what is left of the container runs on",
+        "dump",
+    ),
+    Known(
         "freeze-timeout",
         "criu/cr-dump.c",
         r"Timeout reached",

@@ -72,12 +72,15 @@ def cryoci_wraps(name, before=None, after=None):
 
 
 class Halted:
-    """A command that stands at a point; `pid` is the process that does, as the node counts."""
+    """A command that stands at a point; `pid` is the process that does, as the node counts.
+
+    `criu` is its number on the host when it is CRIU, else 0.
+    """
 
     def __init__(
         self, node: NamespaceNode, process: subprocess.Popen[bytes], pid: int, criu: int = 0
     ) -> None:
-        self.node, self.process, self.pid, self._criu = node, process, pid, criu
+        self.node, self.process, self.pid, self.criu = node, process, pid, criu
         self.gone = False
 
     def kill(self, pid: int) -> None:
@@ -87,9 +90,9 @@ class Halted:
 
     def end(self) -> str:
         """Let it go on, and wait until nothing of it runs any more; returns what it said."""
-        if self._criu:
+        if self.criu:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._criu, signal.SIGCONT)
+                os.kill(self.criu, signal.SIGCONT)
         self.node.path("/srv/go").touch()
         try:
             self.process.wait(60)
@@ -101,7 +104,7 @@ class Halted:
         end = time.monotonic() + 20
         while self.node.run(at_work, check=False).stdout and time.monotonic() < end:
             time.sleep(0.02)
-        if self._criu and self.gone:  # CRIU was killed: cryoci-runtime has ended what it left
+        if self.criu and self.gone:  # CRIU was killed: cryoci-runtime has ended what it left
             assert self.node.run(["pgrep", "-af", "^criu"], check=False).stdout == b""
         self.node.run(["pkill", "-KILL", "-f", "^criu"], check=False)
         said = b""

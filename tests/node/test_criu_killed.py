@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -15,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.crash import serving
+from tests.node.crash import Points, serving
 from tests.node.test_memory import Mosaic
+from tests.node.tracer import about_to_write
 from tests.nodes import workload
 from tests.nodes.cluster import Cluster
 from tests.nodes.namespace import NamespaceNode
@@ -138,3 +141,32 @@ def test_in_a_restore(node: NamespaceNode, mosaic: Mosaic) -> None:
         mosaic.must_be_as_before()
         node.run(["cryoci-runtime", "delete", "-f", mosaic.name])
     assert failed > 0
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="tests/node/tracer.py reads registers of x86-64")
+@pytest.mark.parametrize("who", ["worker", pytest.param("first", marks=pytest.mark.more)])
+def test_a_process_dies_under_crius_hands(node: NamespaceNode, mosaic: Mosaic, who: str) -> None:
+    """CRIU waits for a process that dies, as at a memory limit. It does not wait for ever, and the others run on."""
+    first = int(json.loads(state(mosaic))["pid"])
+    victim = first if who == "first" else int(node.sh(f"pgrep -P {first}"))
+    home = node.sh(f"sed -n s/^0:://p /proc/{first}/cgroup").strip()
+    freezer = node.path(f"/sys/fs/cgroup{home}/cgroup.freeze")
+    node.run(["rm", "-rf", OUT])
+    argv = ["cryoci", "checkpoint", mosaic.name, "--rootfs=none", "-R", "-o", OUT]
+    halted = Points(node).halt(argv, "seizing", f"{OUT}/dump.log")
+    with about_to_write(halted.criu, b"Parasite syscall_ip", 1 if who == "first" else 2):
+        freezer.write_text("1")  # so that what CRIU has it do next is not done
+    time.sleep(0.3)
+    node.run(["kill", "-KILL", str(victim)])
+    freezer.write_text("0")
+    began = time.monotonic()
+    said = halted.end()
+    assert time.monotonic() - began < 20
+    assert halted.process.returncode == 1
+    assert f"process {victim} of the container ended while CRIU was in it" in said, said
+    assert mosaic.journal() is None
+    assert not node.path(f"{OUT}/checkpoint/inventory.img").exists()
+    if who == "worker":
+        assert '"running"' in state(mosaic)
+        counts = [mosaic.tell("parent")["parent"]["counts"] for _ in range(2)]
+        assert counts[0] < counts[1]

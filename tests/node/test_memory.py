@@ -143,12 +143,12 @@ class Mosaic:
             self.node, [*argv, "--image-path", images or self.images, self.name], f"{self.base}/log"
         )
 
-    def tell(self) -> dict[str, Any]:
+    def tell(self, *who: str) -> dict[str, Any]:
         """What its processes say of their memory."""
         data = f"{self.base}/rootfs/data"
         self.node.sh(f"touch {data}/ask.{self.asked}")
         end = time.monotonic() + 60
-        both = [f"{data}/{who}.{self.asked}" for who in ("parent", "child")]
+        both = [f"{data}/{one}.{self.asked}" for one in who or ("parent", "child")]
         while len(self.node.sh(f"ls {' '.join(both)} 2>/dev/null || true").split()) < len(both):
             if time.monotonic() > end:
                 raise AssertionError(

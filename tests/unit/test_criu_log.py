@@ -45,6 +45,8 @@ REAL = {
     "no-space.dump": "the file system that holds the images is full",
     "no-space.restore": "a file system that the restore writes to is full",
     "perf.dump": "file descriptor 3 (anon anon_inode:[perf_event]) is of a kind that CRIU cannot dump",
+    "process-died.dump": "process 78 of the container ended while CRIU was in it (killed, or at a memory limit)",
+    "process-died-seen.dump": "process 298 of the container ended while CRIU was in it (killed, or at a memory limit)",
     "pid-taken.restore": "the process id 1885, which the container needs, is taken on this node",
     "podman-init.restore": "podman's init (--init, run/podman-init in the container) is another build here than at "
     "the checkpoint",
