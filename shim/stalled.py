@@ -2,11 +2,12 @@
 """A CRIU that waits for a process of the container which has died under it, and would do so for ever.
 
 In a dump CRIU brings its code into each process, and waits in between for what it has the process do (wait4(2) of its
-first thread). When the process dies meanwhile (at its memory limit, by `kill -9`) and has other threads, that wait does
-not end: the kernel tells of a first thread only when all others have been waited for, and CRIU, which traces them, would
-do that later. Such a CRIU is known by three things at once: for some seconds it has slept without using the processor,
-it has no child at work, and a process that it traces is dead. SIGALRM is CRIU's own time limit (criu/cr-dump.c): the
-call that it waits in ends, it takes its code out of the processes that live, and fails. One that does not is killed.
+first thread). When the process dies meanwhile (at its memory limit, by `kill -9`) and has other threads, that wait
+does not end: the kernel tells of a first thread only when all others have been waited for, and CRIU, which traces
+them, would do that later. Such a CRIU is known by three things at once: for some seconds it has slept without using
+the processor, it has no child at work, and a process that it traces is dead. SIGALRM is CRIU's own time limit
+(criu/cr-dump.c): the call that it waits in ends, it takes its code out of the processes that live, and fails. One
+that does not is killed.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def dumping(container: Container, directory: Path, options: DumpOptions, work: W
     with ExitStack() as told:
         progress = told.enter_context(work(f"dump {container.name}"))
         # about: pages that are zero are not written, and files come on top
-        expected = processes.private_memory(int(container.state().get("pid", 0)))
+        expected = processes.private_memory(container.pid)
         told.enter_context(growing(progress, directory, expected or None))
         with checkpoint(container, directory, options) as done:
             told.close()

@@ -70,4 +70,5 @@ def _container(path: str, root: str | None, state: dict[str, Any]) -> Container:
         facts={"runtime.name": below.name, "runtime.version": below.text},
         # checkpointctl's ContainerConfig (lib/metadata.go)
         dumps={"config.dump": {"id": state["id"], "name": state["id"], "runtime": below.name}},
+        pid=int(state.get("pid", 0)),
     )

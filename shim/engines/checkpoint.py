@@ -86,15 +86,17 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         journal = kept / processes.HELD
         _make(directory)
         undo.callback(left.discard, container, directory, durable=options.durable)
-        checks.space(container, directory, options)
-        was_paused = _was_paused(container, journal)
+        now = container.state()  # until here another cryoci may have had it frozen
+        init = int(now.get("pid", 0))
+        checks.space(container, init, directory, options)
+        was_paused = _was_paused(now, journal)
         # what a killed cryoci has left
         memory.repair(record.Record(container.root, container.id), options.supplier)
         if before.steps:
             wake.check_awake(container, was_paused)
             undo.callback(wake.settle, container, owed, done.warnings)
             _timed(done, "pre-checkpoint hooks", lambda: wake.prepare(container, before, done.warnings))
-        held = _timed(done, "gpu", lambda: gpu.hold(container, "checkpoint", images=directory))
+        held = _timed(done, "gpu", lambda: gpu.hold(container, init, "checkpoint", images=directory))
         if held is None:
             done.seconds.pop("gpu")
         else:
@@ -103,11 +105,10 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         undo.callback(left.release, container, journal)
         undo.push(lambda kind, error, trace: _back(container, was_paused, options.supplier, error))
         # restored by a plain crun, it has processes that its freezer does not reach
-        init = int(container.state().get("pid", 0))
         cgroup.gather(init)
         group = cgroup.path_of(init)
-        if container.status != "paused":
-            _timed(done, "freeze", lambda: container.call("pause"))
+        if now.get("status") != "paused" or container.status != "paused":  # hooks have it run
+            _timed(done, "freeze", lambda: _turn(container, "pause", "paused"))
         moving = checks.moves_connections(options)
         if moving:  # its engine unmounts these when the processes are gone
             _timed(done, "volumes", lambda: _save_volumes(container, directory, options))
@@ -157,13 +158,22 @@ def _gpu_back(held: Hold, error: BaseException | None) -> bool:
     return False
 
 
-def _was_paused(container: Container, journal: Path) -> bool:
-    """Was the container paused by its user? A freeze that a killed cryoci left does not count."""
+def _was_paused(now: dict[str, Any], journal: Path) -> bool:
+    """Was the container, of which the runtime says `now`, paused by its user? Not by a cryoci that was killed."""
     try:
         left = read_json(journal)
         return bool(left["paused"])
     except (OSError, ValueError, KeyError, TypeError):
-        return container.status == "paused"
+        return str(now.get("status")) == "paused"
+
+
+def _turn(container: Container, verb: str, wanted: str) -> None:
+    """Freeze or thaw it. Raises ToolError unless it is so already."""
+    try:
+        container.call(verb)
+    except ToolError:
+        if container.status != wanted:
+            raise
 
 
 def _make(directory: Path) -> None:
@@ -301,11 +311,15 @@ def node_facts() -> dict[str, str]:
     }
 
 
-def _thaw(container: Container, was_paused: bool, supplier: Supplier | None) -> None:
-    """Let the container run on, and make sure that it does."""
+def _thaw(
+    container: Container, was_paused: bool, supplier: Supplier | None, *, frozen: bool | None = None
+) -> None:
+    """Let the container run on, and make sure that it does. None: whether it is `frozen` is not known."""
     memory.repair(record.Record(container.root, container.id), supplier)
-    if container.status == "paused" and not was_paused:
-        container.call("resume")
+    if frozen is None:  # asked only now, for a repair leaves it frozen
+        frozen = container.status == "paused"
+    if frozen and not was_paused:
+        _turn(container, "resume", "running")
     status = container.status
     if status != ("paused" if was_paused else "running"):
         raise CheckpointError(
@@ -316,7 +330,7 @@ def _thaw(container: Container, was_paused: bool, supplier: Supplier | None) -> 
 
 def _goes_on(done: Checkpoint, was_paused: bool, options: DumpOptions) -> bool:
     def thaw() -> None:
-        _thaw(done.container, was_paused, options.supplier)
+        _thaw(done.container, was_paused, options.supplier, frozen=True)
 
     return outlived.goes_on(done.container, thaw, done.warnings)
 
@@ -342,11 +356,13 @@ def _end(container: Container, group: str | None, *, gone: bool) -> None:
         container.call("kill", after=("KILL",), check=False)
         container.call("resume", check=False)  # cgroup v1: a frozen task dies only when thawed
     deadline = time.monotonic() + _STOP_SECONDS
+    ended = False
     while time.monotonic() < deadline:
-        if outlived.ended(container) and not cgroup.populated(group):
+        ended = ended or outlived.ended(container)
+        if ended and not cgroup.populated(group):
             break
         time.sleep(0.05)
-    if not outlived.ended(container):
+    if not ended:
         raise CheckpointError(
             f"container {container.name} did not end within {_STOP_SECONDS:g} s of its checkpoint",
             hint="the checkpoint is stored; end the container by its engine",

@@ -58,14 +58,14 @@ def user(container: Container) -> None:
         )
 
 
-def space(container: Container, directory: Path, options: DumpOptions) -> None:
+def space(container: Container, init: int, directory: Path, options: DumpOptions) -> None:
     """Refuse before anything is touched: CRIU needs about the resident memory, and the rw layer its size.
 
     How much is shared with a parent nobody knows before, nor how much goes past the directory.
     """
     if options.parent is not None or options.sink is not None:
         return
-    need = processes.private_memory(int(container.state().get("pid", 0)))
+    need = processes.private_memory(init)
     free = shutil.disk_usage(directory).free
     if need > free:
         raise SpaceError(

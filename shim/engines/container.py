@@ -46,6 +46,7 @@ class Container:
     `engine` is "podman", "runc" or "crun" (bare); `runtime` the absolute path of the low-level runtime that
     made it and `root` its --root (None: the default). `rootfs` is the merged file system as this node sees
     it. `dumps` holds what the engine writes into an archive beside CRIU's images: file name -> JSON value.
+    `pid` was its first process when it was looked for, 0 if there was none.
     """
 
     engine: str
@@ -63,6 +64,7 @@ class Container:
     shm: Path | None = None
     log: Path | None = None
     auto_remove: bool = False
+    pid: int = 0
 
     def call(
         self, verb: str, *options: str, after: tuple[str, ...] = (), check: bool = True
@@ -93,14 +95,16 @@ class Container:
         """running, paused, stopped or created."""
         return str(self.state().get("status", "unknown"))
 
-    def must_run(self) -> None:
-        """Raise ConflictError unless the container can be checkpointed."""
-        status = self.status
+    def must_run(self) -> dict[str, Any]:
+        """Its state; raises ConflictError unless the container can be checkpointed."""
+        state = self.state()
+        status = str(state.get("status", "unknown"))
         if status not in ("running", "paused"):
             raise ConflictError(
                 f"container {self.name} is {status}; only a running container can be checkpointed",
                 hint="start it first" if status in ("created", "stopped") else None,
             )
+        return state
 
 
 def runtime_argv(root: str | None, verb: str, *words: str) -> list[str]:

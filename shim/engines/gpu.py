@@ -37,18 +37,19 @@ class Parked:
 
 
 def hold(
-    container: Container, purpose: Literal["checkpoint", "park"], *, images: Path | None = None
+    container: Container, init: int, purpose: Literal["checkpoint", "park"], *, images: Path | None = None
 ) -> Hold | None:
     """Bring the container's CUDA processes out of their GPUs; None when it has none, or [gpu] engine is not driver.
 
-    A frozen container is thawed for that, and frozen again. Raises what gpu.hold.take raises.
+    `init` is its first process. A frozen container is thawed for that, and frozen again. Raises what gpu.hold.take
+    raises.
     """
     settings = config.load().gpu
     if settings.engine != "driver":
         return None
     return holds.take(
         _record(container),
-        int(container.state().get("pid", 0)),
+        init,
         purpose,
         lock_seconds=settings.lock_timeout,
         prefault=settings.prefault,
@@ -79,8 +80,8 @@ def park(container: Container) -> Parked:
         left = holds.load(_record(container))
         if left is not None and left.parked and container.status == "paused":
             return Parked(container.name, "parked", preflight.vram(left.dump.tasks), False)
-        container.must_run()
-        if container.status == "paused":
+        now = container.must_run()
+        if now.get("status") == "paused":
             raise ConflictError(
                 f"container {container.name} is paused",
                 hint="unpause it, then park it: parking pauses it too",
@@ -88,7 +89,7 @@ def park(container: Container) -> Parked:
         seconds: dict[str, float] = {}
         with deferred():
             at = time.monotonic()
-            held = hold(container, "park") or _empty(container)
+            held = hold(container, int(now.get("pid", 0)), "park") or _empty(container)
             seconds["gpu"] = time.monotonic() - at
             try:
                 at = time.monotonic()

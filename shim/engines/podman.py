@@ -94,6 +94,7 @@ def _container(seen: dict[str, Any]) -> Container:
         shm=Path(config["ShmDir"]) if config.get("ShmDir") and not config.get("noShm") else None,
         log=Path(config["logPath"]) if config.get("logDriver") in ("k8s-file", "json-file") else None,
         auto_remove=bool((seen.get("HostConfig") or {}).get("AutoRemove")),
+        pid=int((seen.get("State") or {}).get("Pid") or 0),
     )
 
 
