@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 
+from cryoci.errors import NotFoundError
 from cryoci.shim.doctor.check import Check, Facts
 from cryoci.shim.doctor.tools import LIBRARIES
+from cryoci.shim.gpu import kfd
 
 # first branch that has it -> what it is
 MATRIX = (
@@ -24,6 +26,10 @@ MATRIX = (
 MINIMUM, FIXED, AARCH64, CUSTOM = 570, 575, 595, 615
 CDI = ("/etc/cdi", "/var/run/cdi", "/run/cdi")
 HOOKS = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d")
+_PARALLEL = (
+    "Parallel restore disabled"  # what the plugin of CRIU's development branch can say (amdgpu_plugin.c)
+)
+_HUNG = {0x74A1: "MI300X", 0x74B5: "MI300X VF"}  # device_id of the kernel's topology
 _NONE = "no NVIDIA driver is loaded"
 
 
@@ -218,4 +224,26 @@ def amd(facts: Facts) -> Check:
     return Check(name, tested, "ok", f"{found[0]}/amdgpu_plugin.so")
 
 
-CHECKS = (driver, libcuda, custom_storage, devices, mig, persistence, mps, cdi, legacy_hook, amd)
+def amd_known(facts: Facts) -> Check:
+    """What people report of restores that end in success, so that no log tells of it."""
+    name, tested = "gpu.amd-known", "no fault is known of restores on these AMD GPUs, by this plugin"
+    if not facts.exists("/dev/kfd"):
+        return Check(name, tested, "skip", "no /dev/kfd")
+    for directory in LIBRARIES:
+        if _PARALLEL in (facts.read(f"{directory}/amdgpu_plugin.so", 64 << 20) or ""):
+            fix = "use the plugin of a release (CRIU 4.2 and 4.1 restore one buffer after the other)"
+            why = f"{directory}/amdgpu_plugin.so restores in parallel: PyTorch ends after it (criu#2812)"
+            return Check(name, tested, "warn", why, fix)
+    try:
+        gpus = kfd.capture(str(facts.at(kfd.SYSFS)))["gpus"]
+    except NotFoundError:
+        gpus = []
+    hung = {_HUNG[n] for gpu in gpus if (n := gpu["properties"].get("device_id")) in _HUNG}
+    if hung:
+        fix = "try a restore of this very program before you rely on it, with the newest amdgpu driver"
+        why = f"{', '.join(sorted(hung))}: restored programs have hung on it (criu#2663, #2716)"
+        return Check(name, tested, "warn", why, fix)
+    return Check(name, tested, "ok", f"none of {len(gpus)} GPUs")
+
+
+CHECKS = (driver, libcuda, custom_storage, devices, mig, persistence, mps, cdi, legacy_hook, amd, amd_known)

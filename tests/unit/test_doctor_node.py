@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cryoci.shim.doctor import engines, gpus, kernel, node, tools
+from cryoci.shim.doctor import container, container_gpu, engines, gpus, image, kernel, node, tools
 from cryoci.shim.doctor.check import Check, Facts, Verdict
 from tests.unit.doctor_node import Given, build
 
@@ -27,6 +29,7 @@ V2 = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.cryoci.options]\n
 V3 = V2.replace("grpc.v1.cri", "cri.v1.runtime")
 PODMAN = '[engine]\nruntime_supports_json = ["cryoci-runtime"]\n[engine.runtimes]\ncryoci-runtime = ["/usr/bin/c"]\n'
 HOOK = '{"version": "1.0.0", "hook": {"path": "/usr/bin/nvidia-container-toolkit"}}'
+KFD = "/sys/class/kfd/kfd/topology/nodes"
 IPT = {"iptables-restore": "exit 0", "ip6tables-restore": "exit 0"}
 CASES: list[tuple[Callable[[Facts], Check], Given, Verdict, str]] = [
     (kernel.checkpoint_restore, Given(), "fail", "ns_last_pid"),
@@ -115,6 +118,13 @@ CASES: list[tuple[Callable[[Facts], Check], Given, Verdict, str]] = [
     (gpus.legacy_hook, Given({"/usr/share/containers/oci/hooks.d/other.json": "{}"}), "ok", ""),
     (gpus.amd, Given({"/dev/kfd": ""}), "fail", "amdgpu_plugin.so is not"),
     (gpus.amd, Given({"/dev/kfd": "", "/usr/lib/criu/amdgpu_plugin.so": ""}), "ok", ""),
+    (gpus.amd_known, Given(), "skip", "no /dev/kfd"),
+    (gpus.amd_known, Given({"/dev/kfd": "", "/usr/lib/criu/amdgpu_plugin.so": "\0Parallel restore disabled\n\0"}),
+        "warn", "criu#2812"),
+    (gpus.amd_known, Given({"/dev/kfd": "", **{f"{KFD}/{n}/gpu_id": f"{n}00" for n in (1, 2)},
+        f"{KFD}/1/properties": "device_id 29704\n", f"{KFD}/2/properties": "device_id 29877\n"}), "warn", "MI300X VF"),
+    (gpus.amd_known, Given({"/dev/kfd": "", f"{KFD}/1/gpu_id": "7", f"{KFD}/1/properties": "device_id 29704\n"}),
+        "ok", "none of 1"),
     (engines.crio_criu, Given({"/etc/crio/crio.conf": "[crio.runtime]\nenable_criu_support = false\n"}), "fail", ""),
     (engines.crio_criu, Given({"/etc/crio/crio.conf.d/1.conf":
         '[crio.checkpoint_restore]\ncontainer_level_enabled = "checkpoint_only"\n'}), "fail", "checkpoint_only"),
@@ -160,6 +170,17 @@ def test_every_check_fails_somewhere_and_passes_somewhere() -> None:
     bad = {case[0] for case in CASES if case[2] in ("fail", "warn")}
     good = {case[0] for case in CASES if case[2] == "ok"}
     assert [c.__name__ for c in node.CHECKS if c not in bad & good] == []
+
+
+def test_the_page_has_every_check() -> None:
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text()
+    facts = Facts()
+    ids = {check.id for check in node.examine(facts)}
+    ids |= {check.id for check in container_gpu.examine(container.Subject(facts, (os.getpid(),), {}))}
+    ids |= {check.id for check in image.examine(facts, {})}
+    assert ids == set(
+        re.findall(r"^\| `((?:\w|-)+\.[\w.-]+)` \|", page.partition("## The catalogue")[0], re.M)
+    )
 
 
 def test_an_empty_node_is_examined_to_the_end(tmp_path: Path) -> None:
