@@ -14,14 +14,20 @@ _SECRET = re.compile(
 # variables whose values say how a program runs and hold no secret; all others lose theirs
 _PLAIN = re.compile(r"(?:PATH|LD_LIBRARY_PATH|HOME|LANG|LC_\w+|TERM|HOSTNAME|container|XDG_RUNTIME_DIR|CRYOCI_\w+|"
                     r"CRIU_\w+|NVIDIA_\w+|CUDA_\w+|NCCL_\w+|UV_USE_IO_URING|GODEBUG|KFD_\w+)\Z")  # fmt: skip
+# what is a secret by its form: tokens of HTTP, JSON web tokens, private keys
+_FORMS = re.compile(
+    r"(?i:\b(?:bearer|authorization\W{1,8}basic)\s{1,4})[\w.~+/=-]{4,4096}"
+    r"|\beyJ[\w-]{8,4096}\.[\w-]{4,4096}\.[\w-]{0,4096}"
+    r"|-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----[^-]{0,65536}"
+)
 _URL = re.compile(r"(\w{1,16}://)[^/@\s]{1,512}@")
 
 
 def text(value: str) -> str:
-    """Without the user and password of URLs, and without what follows `password=` and its like."""
-    value = _URL.sub(rf"\1{GONE}@", value)
+    """Without the user and password of URLs, what follows `password=` and its like, tokens and private keys."""
+    value = _FORMS.sub(GONE, _URL.sub(rf"\1{GONE}@", value))
     return re.sub(
-        rf"(?i)\b([\w.-]{{0,64}}(?:{_SECRET.pattern})[\w.-]{{0,64}}\s{{0,4}}[=:]\s{{0,4}})(\"[^\"]*\"|\S+)",
+        rf"(?i)\b([\w.-]{{0,64}}(?:{_SECRET.pattern})[\w.-]{{0,64}}\"?\s{{0,4}}[=:]\s{{0,4}})(\"[^\"]*\"|\S+)",
         rf"\1{GONE}",
         value,
     )

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from cryoci import __version__, redact
-from cryoci.shim import attempts, cgroup, hooked
+from cryoci.shim import attempts, hooked
 from cryoci.shim.bundle import ORIGINAL
-from cryoci.shim.criu import log
+from cryoci.shim.criu import log, pauses
 from cryoci.shim.doctor import node
 from cryoci.shim.doctor.check import Facts
+from cryoci.shim.gpu import states, tasks
 
 LIMIT = 16 << 20  # bytes of one file
 _PROCESSES = 256
@@ -80,10 +81,11 @@ def _fill(tar: _Tar, directory: str, identity: str) -> None:
         if name in ("dump.log", "restore.log"):
             cause = log.explain_text(raw, log.verb_of(raw, name), anywhere=True)
             tar.json(f"record/{name}.cause.json", None if cause is None else vars(cause))
+            tar.json(f"record/{name}.timeline.json", pauses.longest(redact.text(raw)))
     _specification(tar, str(facts.get("spec") or ""))
     note = hooked.path(identity)
     if note is not None and os.path.exists(note):
-        tar.add("hooked.json", _read(note))
+        tar.json("hooked.json", redact.specification(_object(_read(note))))
     _processes(tar, facts)
     node_facts = Facts()
     tar.json("doctor.json", node.report("node", node.examine(node_facts)))
@@ -127,8 +129,8 @@ def _processes(tar: _Tar, facts: dict[str, Any]) -> None:
         return
     if not os.path.exists(f"/proc/{first}"):
         return
-    tar.add("proc/mountinfo", _read(f"/proc/{first}/mountinfo"))
-    for pid in cgroup.tree(first)[:_PROCESSES]:
+    tar.add("proc/mountinfo", redact.text(_read(f"/proc/{first}/mountinfo")))
+    for pid in tasks.members(first)[:_PROCESSES]:
         for name in ("maps", "status", "wchan", "cgroup"):
             tar.add(f"proc/{pid}/{name}", _read(f"/proc/{pid}/{name}"))
         words = _read(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
@@ -139,6 +141,8 @@ def _processes(tar: _Tar, facts: dict[str, Any]) -> None:
             except OSError:
                 continue
         tar.json(f"proc/{pid}/process.json", {"cmdline": redact.words(words), "fds": links})
+    if held := states.ask(first):
+        tar.json("gpu/states.json", held)
 
 
 def _names(directory: str) -> list[str]:

@@ -18,8 +18,21 @@ pytestmark = pytest.mark.node
 def test_a_failed_checkpoint(site: Site) -> None:
     node = site.a
     secret = "hunter2"
-    with running(site, KINDS["podman+cryoci-runtime"], options=(f"--env=DB_PASSWORD={secret}",)) as subject:
+    options = (
+        f"--env=DB_PASSWORD={secret}",
+        f"--label=api-token={secret}",
+        f"--annotation=my/password={secret}",
+    )
+    with running(site, KINDS["podman+cryoci-runtime"], options=options) as subject:
         identity = subject.id
+        words = [
+            "--api-key",
+            secret,
+            f"https://u:{secret}@h/",
+            f'{{"password": "{secret}"}}',
+            f"Bearer {secret}",
+        ]
+        node.run(["podman", "exec", "-d", subject.name, "sh", "-c", "sleep 60; :", "beside", *words])
         node.sh("mv /usr/sbin/iptables-restore /usr/sbin/iptables-restore.away")
         try:
             argv = ["cryoci", "--verbose", "checkpoint", subject.name, "--output", "debugged:1"]
@@ -50,6 +63,12 @@ def test_a_failed_checkpoint(site: Site) -> None:
         assert json.loads(texts["record/dump-attempt.log"])["verb"] == "dump"
         assert "config/changes.diff" in texts and any(name.endswith("/maps") for name in texts)
         assert not [name for name, raw in texts.items() if secret.encode() in raw]
+        processes = [json.loads(texts[name])["cmdline"] for name in texts if name.endswith("/process.json")]
+        assert any("beside" in words and "--api-key" in words for words in processes), processes
+        steps = json.loads(texts["record/dump.log.timeline.json"])
+        assert 0 < len(steps) <= 20 and [step["at"] for step in steps] == sorted(
+            step["at"] for step in steps
+        )
     # its name is gone with it, and its log is not
     gone = node.run(["cryoci", "explain", subject.name], check=False)
     assert gone.returncode == 1 and f"{identity[:12]} (dump " in gone.stderr.decode()

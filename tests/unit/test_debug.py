@@ -38,7 +38,15 @@ def test_words(given: list[str], shown: list[str]) -> None:
 
 
 def test_text_and_specification() -> None:
-    assert SECRET not in redact.text(f"DB_PASSWORD={SECRET} token: {SECRET}, x")
+    for said in (
+        f"DB_PASSWORD={SECRET} token: {SECRET}, x",
+        f'{{"password": "{SECRET}", "x": 1}}',
+        f"Authorization: Bearer {SECRET}",
+        f"Proxy-Authorization: Basic {SECRET}==",
+        f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+    ):
+        assert SECRET not in redact.text(said)
     spec = {
         "process": {
             "env": ["PATH=/bin", f"KEY={SECRET}", f"NVIDIA_TOKEN={SECRET}"],
@@ -123,6 +131,8 @@ def test_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(names) == set(texts)
     assert all(SECRET.encode() not in raw for name, raw in texts.items() if not name.endswith("/maps"))
     assert json.loads(texts["record/dump.log.cause.json"])["id"] == "file-locks"
+    steps = json.loads(texts["record/dump.log.timeline.json"])
+    assert steps and all(one["seconds"] > 0 for one in steps)
     tried = json.loads(texts["record/dump-attempt.log"])
     assert tried["status"] == 1 and f"DB_PASSWORD={redact.GONE}" in tried["environment"]
     assert b"+" in texts["config/changes.diff"] and b"org.criu.config" in texts["config/changes.diff"]
