@@ -197,9 +197,25 @@ FILES: tuple[Known, ...] = (
     Known(
         "mount-v2",
         "ai-dynamo/snapshot#37",
-        r"mnt-v2: Failed to copy sharing|mnt-v2: Can't stat mountpoint (\S+)",
-        "CRIU could not make the container's mounts again on this node",
-        "see that all devices and host paths of the checkpoint exist here; for GPUs use a CDI specification",
+        r"mnt-v2: Can't stat mountpoint (?:\S+?/mnt-\d+)?(\S+): ",
+        "the container made for the restore has no place for the mount {0}",
+        "give it the mounts and devices of the original; for GPUs use a CDI specification",
+        "restore",
+    ),
+    Known(
+        "mount-source",
+        "containers/crun#2240",
+        r"mnt-v2: Failed to open_tree (\S+): No such file",
+        "the directory or file {0}, which is mounted into the container, is not on this node",
+        "make it here, and name it by its whole path in the container's specification: crun takes relative ones wrong",
+        "restore",
+    ),
+    Known(
+        "epoll-kind",
+        "checkpoint-restore/criu#2296",
+        r"epoll: Can't add event on \S+: Operation not permitted",
+        "the container waits (epoll) for a file that is of another kind here than at the checkpoint",
+        "give it what it had as stdin, stdout and stderr: pipes or a terminal, no files of the node and no /dev/null",
         "restore",
     ),
     Known(

@@ -51,7 +51,7 @@ def formats() -> dict[str, list[re.Pattern[str]]]:
     for line in (FIXTURES / "criu-formats.tsv").read_text().splitlines():
         if not line.startswith("#"):
             _, file, text = line.split("\t")
-            parts = re.split(r"%[0-9]*[a-z]", text)
+            parts = re.split(r"%#?[0-9]*[a-z]", text)
             found.setdefault(file.rpartition("/")[2], []).append(
                 re.compile(".*".join(map(re.escape, parts)))
             )
