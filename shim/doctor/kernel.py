@@ -138,6 +138,19 @@ def lsm(facts: Facts) -> Check:
     return Check(name, tested, "ok", "neither SELinux enforces nor AppArmor is on")
 
 
+def nested(facts: Facts) -> Check:
+    """Mounts of the outer container are in no specification of the inner one (criu#2601)."""
+    name, tested = "kernel.nested", "this is a node, and no container itself"
+    marks = [p for p in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container") if facts.exists(p)]
+    if any(word.startswith("container=") for word in (facts.read("/proc/1/environ") or "").split("\0")):
+        marks.append("$container of process 1")
+    if marks:
+        fix = "run the engine on the node itself, or try a restore of each program before you rely on it"
+        why = f"it is one ({marks[0]}): a container inside of it may be dumped and then not restore"
+        return Check(name, tested, "warn", why, fix)
+    return Check(name, tested, "ok", "no sign of one")
+
+
 def _status(facts: Facts, key: str) -> str | None:
     for line in (facts.read("/proc/self/status") or "").splitlines():
         if line.startswith(key + ":"):
@@ -147,5 +160,5 @@ def _status(facts: Facts, key: str) -> str | None:
 
 CHECKS = (
     checkpoint_restore, kcmp, process_vm, userfaultfd, soft_dirty, capabilities, seccomp, ptrace, cgroup, huge_pages,
-    lsm,
+    lsm, nested,
 )  # fmt: skip

@@ -136,7 +136,8 @@ FAULTS: dict[str, tuple[str, Wanted]] = {
         + """cp /bin/sleep /tmp/nvidia-cuda-mps-server; /tmp/nvidia-cuda-mps-server 60 &
         mount -t tmpfs none /sys/class; mkdir -p /sys/class/kfd/kfd/topology/nodes/1
         cd /sys/class/kfd/kfd/topology/nodes/1; echo 7 >gpu_id; echo device_id 29877 >properties; cd /
-        sleep 0.1; touch /dev/kfd; set -- sh -c '"$@"; kill '$!'; rm /dev/kfd' sh "$@" """,
+        sleep 0.1; touch /dev/kfd /.dockerenv
+        set -- sh -c '"$@"; kill '$!'; rm /dev/kfd /.dockerenv' sh "$@" """,
         {
             "gpu.driver": ("fail", "no NVML"),
             "gpu.libcuda": ("fail", "no libcuda"),
@@ -145,6 +146,7 @@ FAULTS: dict[str, tuple[str, Wanted]] = {
             "gpu.persistence": ("warn", "GPU 0"),
             "gpu.mps": ("fail", "nvidia-cuda-mps"),
             "gpu.cdi": ("fail", "none in"),
+            "kernel.nested": ("warn", "/.dockerenv"),
             "gpu.amd": ("fail", "amdgpu_plugin.so is not"),
             "gpu.amd-known": ("warn", "MI300X VF"),
         },

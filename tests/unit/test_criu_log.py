@@ -124,7 +124,11 @@ SOURCE: list[tuple[Verb, str, str]] = [
         "mnt-v2: Sharing group (7, 9) has unreachable sharing. Try --enable-external-masters.",
         "(7, 9)",
     ),
-    ("restore", "mnt-v2: Can't stat mountpoint /data: No such file or directory", "no place for the mount /data"),
+    (
+        "restore",
+        "mnt-v2: Can't stat mountpoint /data: No such file or directory",
+        "no place for the mount /data",
+    ),
     (
         "restore",
         "mnt-v2: Failed to copy sharing from 12:<none> to 13: Invalid argument",
