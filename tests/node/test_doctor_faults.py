@@ -17,7 +17,8 @@ import pytest
 from cryoci.shim.doctor import node
 from cryoci.shim.doctor.check import Facts
 from tests.fakegpu import build
-from tests.node.gpu import DEVICES, LIBRARIES
+from tests.node import gpu
+from tests.node.gpu import DEVICES, LIBRARIES, Trainer
 from tests.node.test_doctor import doctor
 from tests.node.test_memory import Mosaic
 from tests.node.trouble import small_disk
@@ -181,7 +182,7 @@ def ids() -> set[str]:
     return {check.id for check in node.examine(Facts())}
 
 
-def under(there: NamespaceNode, script: str) -> Found:
+def under(there: NamespaceNode, script: str, *words: str) -> Found:
     """The doctor's report of a node on which a shell has made something, in a mount namespace of its own."""
     own = "mount -t overlay -o lowerdir=/{0},upperdir=/tmp/over/{1}/up,workdir=/tmp/over/{1}/work none /{0}"
     shell = [
@@ -191,7 +192,7 @@ def under(there: NamespaceNode, script: str) -> Found:
         _HIDE + script,
         'exec "$@"',
     ]  # fmt: skip
-    argv = ["unshare", "-m", "sh", "-c", "\n".join(shell), "sh", "cryoci", "doctor", "--json"]
+    argv = ["unshare", "-m", "sh", "-c", "\n".join(shell), "sh", "cryoci", "doctor", "--json", *words]
     result = there.run(argv, check=False)
     assert result.stdout.startswith(b"{"), result.stderr.decode()
     return {check["id"]: check for check in json.loads(result.stdout)["checks"]}
@@ -286,3 +287,50 @@ def test_faults_of_a_container(there: NamespaceNode) -> None:
             assert (found[check]["verdict"], words in found[check]["found"]) == ("fail", True), found[check]
             assert found[check]["fix"]
     assert set(found) - {check for check, _ in CONTAINER.values()} == {"container.user-namespace"}
+
+
+# A node for an image of a GPU's container: its driver, its chips as nvidia-smi names them, and their free MiB.
+_NODE = (
+    _MODULES
+    + """echo {driver} >/sys/module/nvidia/version
+    printf '#!/bin/sh\\necho "{chip}, {free}"\\n' >/usr/local/bin/nvidia-smi; chmod +x /usr/local/bin/nvidia-smi
+    """
+)
+IMAGE: tuple[tuple[dict[str, str], str, Wanted], ...] = (
+    (
+        {"driver": "570.86.15", "chip": "NVIDIA T4", "free": "1000"},
+        """hide /usr/sbin/runc
+        printf '#!/bin/sh\\necho Version: 4.1.1\\n' >/tmp/old; chmod +x /tmp/old; mount --bind /tmp/old /usr/sbin/criu
+        echo 5.10.0 >/tmp/release; mount --bind /tmp/release /proc/sys/kernel/osrelease
+        set -- setarch i686 "$@" """,
+        {
+            "image.architecture": ("fail", "this node i686"),
+            "image.kernel": ("warn", "here is 5.10"),
+            "image.criu": ("warn", "here is 4.1.1"),
+            "image.runtime": ("fail", "made by runc"),
+            "image.gpu-driver": ("fail", "here is 570.86.15"),
+            "image.gpu-chip": ("fail", "here: NVIDIA T4"),
+        },
+    ),
+    ({"driver": "580.159.04", "free": "0"}, "", {"image.gpu-memory": ("fail", "0 MiB are free")}),
+)
+
+
+def test_faults_of_an_image(there: NamespaceNode) -> None:
+    """Of a container with a GPU, on nodes that are not its own; test_doctor.py has processor and base image."""
+    devices = build.devices(build.UUIDS[:1])
+    gpu.equip(there, devices)
+    trainer = Trainer(there, "doctored", devices=devices).start()
+    trainer.cryoci("checkpoint", "-o", "doctored:1")
+    trainer.remove()
+    inspected = json.loads(there.run(["cryoci", "inspect", "doctored:1", "--json"]).stdout)["annotations"]
+    own = {"driver": "580.159.04", "chip": json.loads(inspected["io.cryoci.gpu.names"])[0], "free": "1000"}
+    well = under(there, _NODE.format(**own), "doctored:1")
+    checks = {check for _, _, wanted in IMAGE for check in wanted}
+    assert {well[check]["verdict"] for check in checks} == {"ok"}, well
+    for given, script, wanted in IMAGE:
+        found = under(there, _NODE.format(**{**own, **given}) + script, "doctored:1")
+        for check, (verdict, words) in wanted.items():
+            assert (found[check]["verdict"], words in found[check]["found"]) == (verdict, True), found[check]
+            assert found[check]["fix"]
+    assert set(well) - checks == {"image.cpu", "image.base"}
