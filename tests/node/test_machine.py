@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import time
+from typing import Any
 
 import pytest
 
@@ -152,6 +154,25 @@ _HYBRID = """
 """
 
 
+def _hybrid(node: Machine) -> None:
+    node.sh(f"mountpoint -q /sys/fs/cgroup/unified || {{ {_HYBRID} }}")
+    node.write(CONFIG, '[runtime]\npath = "runc"\n')
+
+
+def _saved(node: Machine, name: str) -> tuple[Subject, dict[str, Any]]:
+    """A bare container that may have 50 processes, ended by its checkpoint NAME:1, and what it said last."""
+    subject = Subject(node, Kind("bare", "cryoci-runtime", "runc"), name)
+    config = workload.bundle(node, subject.bundle, args=("--memory-mib=4",))
+    config["linux"]["resources"] = {"pids": {"limit": 50}}
+    node.write(f"{subject.bundle}/config.json", json.dumps(config))
+    argv = ["cryoci-runtime", "run", "--detach", "--bundle", subject.bundle, subject.name]
+    workload.detach(node, argv, subject.log)
+    before = subject.wait(2)
+    subject.checkpoint(f"{name}:1", "--compression=none")
+    assert subject.status == "gone"
+    return subject, before
+
+
 def test_cgroup_v1_hybrid(machine: Machine) -> None:
     """As systemd lays it out with unified_cgroup_hierarchy=0; last, as the machine stays so.
 
@@ -159,20 +180,11 @@ def test_cgroup_v1_hybrid(machine: Machine) -> None:
     restore too. crun says that it does not support a hybrid whose v2 has controllers, so there is nothing to restore.
     """
     node = machine
-    node.sh(_HYBRID)
+    _hybrid(node)
     checks = json.loads(node.run(["cryoci", "doctor", "--json"], check=False).stdout)["checks"]
     (seen,) = (check for check in checks if check["id"] == "kernel.cgroup")
     assert (seen["verdict"], seen["found"]) == ("warn", "hybrid v1 and v2")
-    subject = Subject(node, Kind("bare", "cryoci-runtime", "runc"), "hybrid")
-    node.write(CONFIG, '[runtime]\npath = "runc"\n')
-    config = workload.bundle(node, subject.bundle, args=("--memory-mib=4",))
-    config["linux"]["resources"] = {"pids": {"limit": 50}}
-    node.write(f"{subject.bundle}/config.json", json.dumps(config))
-    argv = ["cryoci-runtime", "run", "--detach", "--bundle", subject.bundle, subject.name]
-    workload.detach(node, argv, subject.log)
-    before = subject.wait(2)
-    subject.checkpoint(f"{subject.name}:1", "--compression=none")
-    assert subject.status == "gone"
+    subject, before = _saved(node, "hybrid")
     subject.restore(f"{subject.name}:1", "--allow=host-namespaces")
     runs_on(before, subject.wait(before["count"] + 3))
     groups = "/sys/fs/cgroup/pids/hybrid"
@@ -184,3 +196,26 @@ def test_cgroup_v1_hybrid(machine: Machine) -> None:
         state = node.sh("cat $(find /sys/fs/cgroup/freezer -path '*hybrid/freezer.state')")
         assert state.strip() == frozen
     subject.remove()
+
+
+@pytest.mark.more
+def test_annotated_create_on_a_hybrid(machine: Machine) -> None:
+    """The new container's limit is in force, and nothing of it runs before its start."""
+    node = machine
+    _hybrid(node)
+    subject, before = _saved(node, "copied")
+    subject.remove()
+    copy = subject.on(node, "copied2")
+    config = workload.bundle(node, copy.bundle, annotations={"io.cryoci.restore": "copied:1"})
+    config["linux"]["resources"] = {"pids": {"limit": 40}}
+    node.write(f"{copy.bundle}/config.json", json.dumps(config))
+    workload.detach(node, ["cryoci-runtime", "create", "--bundle", copy.bundle, copy.name], copy.log)
+    assert copy.status == "created"
+    counted = node.sh(f"stat -c %s {copy.bundle}/rootfs/data/count.log")
+    time.sleep(1)
+    assert node.sh(f"stat -c %s {copy.bundle}/rootfs/data/count.log") == counted
+    node.run(["cryoci-runtime", "start", copy.name])
+    runs_on(before, copy.wait(before["count"] + 3))
+    assert node.read("/sys/fs/cgroup/pids/copied2/pids.max") == b"40\n"
+    assert len(node.read("/sys/fs/cgroup/pids/copied2/cgroup.procs").split()) == 2
+    copy.remove()
