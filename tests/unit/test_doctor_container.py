@@ -116,6 +116,16 @@ def test_a_file_of_another_mount_namespace(tmp_path: Path) -> None:
     assert found.verdict == "fail" and "/log" in found.found
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+def test_a_terminal_of_the_caller() -> None:
+    code = "import ctypes, os, pty; m, s = pty.openpty(); os.dup2(s, 2)\n"
+    with process(code + "assert ctypes.CDLL(None).unshare(0x20000) == 0") as pid:
+        found = container.outside(real(pid))
+    assert (
+        found.verdict == "fail" and "terminal /dev/pts/" in found.found and "--console-socket" in found.fix
+    ), found
+
+
 def test_a_container_in_a_user_namespace() -> None:
     spec = {"linux": {"namespaces": [{"type": "pid"}, {"type": "user"}]}}
     assert container.user(Subject(Facts(), (1,), spec)).verdict == "fail"
