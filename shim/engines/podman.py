@@ -19,6 +19,8 @@ from cryoci.files import read_json
 from cryoci.shim import record, runtime
 from cryoci.shim.engines.container import Container, Overlay, Volume
 
+_DATABASE = "db.sql"  # in podman's graph root
+
 
 def installed() -> bool:
     """Is there a podman on this node?"""
@@ -56,7 +58,7 @@ def find(name: str) -> Container | None:
 
 def _container(seen: dict[str, Any]) -> Container:
     container_id = str(seen["Id"])
-    config, state = _database(container_id)
+    config, state = _database(container_id, str(seen.get("StaticDir") or ""))
     if not seen.get("OCIConfigPath"):  # it comes with the first start
         status = (seen.get("State") or {}).get("Status", "not running")
         raise ConflictError(
@@ -128,17 +130,40 @@ def restart_policy(container: Container) -> str:
     return str(container.dumps["config.dump"].get("restart_policy") or "no")
 
 
-def _database(container_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(ContainerConfig, ContainerState) of podman's SQLite database (libpod/sqlite_state.go)."""
+def _database(container_id: str, directory: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """(ContainerConfig, ContainerState) of podman's SQLite database (libpod/sqlite_state.go).
+
+    `directory` is the container's in podman's storage, GRAPHROOT/DRIVER-containers/ID/userdata; the database is near.
+    """
+    found = None
+    if directory.endswith(f"-containers/{container_id}/userdata"):
+        found = _rows(str(Path(directory).parents[2] / _DATABASE), container_id)
+    if found is None:
+        path = _database_path()
+        found = _rows(path, container_id)
+        if found is None:
+            raise NotFoundError(f"container {container_id} is not in podman's database {path}")
+    return found
+
+
+def _database_path() -> str:
+    """Where podman says that its database is; it asks dpkg for its version of everything, in 17 processes."""
     info = json.loads(run(["podman", "info", "--format", "json"]).stdout)
     backend = info["host"].get("databaseBackend")
-    path = os.path.join(info["store"]["graphRoot"], "db.sql")
+    path = os.path.join(info["store"]["graphRoot"], _DATABASE)
     if backend != "sqlite" or not os.path.exists(path):
         raise UnsupportedError(
             f"podman keeps its containers in a {backend or 'unknown'} database, which cryoci does not read",
             hint="move it to SQLite: podman system migrate (podman 5), or use podman's own "
             "`podman container checkpoint --export FILE` and `cryoci push FILE REFERENCE`",
         )
+    return path
+
+
+def _rows(path: str, container_id: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What a database has of the container; None when there is no such database or container."""
+    if not os.path.exists(path):
+        return None
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
     try:
         config = database.execute(
@@ -149,9 +174,9 @@ def _database(container_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UnsupportedError(f"podman's database {path} cannot be read: {e}") from e
     finally:
         database.close()
-    if config is None or state is None:
-        raise NotFoundError(f"container {container_id} is not in podman's database {path}")
-    return json.loads(config[0]), json.loads(state[0])
+    return (
+        (json.loads(config[0]), json.loads(state[0])) if config is not None and state is not None else None
+    )
 
 
 def _image(image_id: str) -> dict[str, str]:
