@@ -70,6 +70,8 @@ def cryoci_wraps(name, before=None, after=None):
     setattr(owner, attribute, wrapped)
 """
 
+LOOK = 0.0005  # seconds between two looks for a CRIU; without them a whole processor would look
+
 
 class Halted:
     """A command that stands at a point; `pid` is the process that does, as the node counts.
@@ -144,11 +146,14 @@ class Points:
 
     def _stop_criu(self, process: subprocess.Popen[bytes], log: str, wanted: str) -> int:
         """Stop the CRIU that speaks to the runtime; returns its pid on the host."""
-        found = [0]
+        found, before = [0], processes()
 
         def said() -> bool:
             if not os.path.exists(f"/proc/{found[0]}"):  # before, runtimes ask one for its version
-                found[:] = serving(self.node.pid) or [0]
+                found[:] = serving(self.node.pid, before) or [0]
+                if not found[0]:
+                    time.sleep(LOOK)
+                    return False
             with contextlib.suppress(OSError):
                 for path in self.node.path("/").glob(log.lstrip("/")):
                     return bool(found[0] and re.search(wanted, path.read_text(errors="replace")))
@@ -165,15 +170,22 @@ class Points:
         return int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1])
 
 
-def serving(init: int) -> list[int]:
-    """Pids on the host of the CRIUs that serve a runtime in the pid namespace of `init`, oldest first."""
+def processes() -> set[str]:
+    """The processes of the host, as /proc names them."""
+    return {entry for entry in os.listdir("/proc") if entry.isdigit()}
+
+
+def serving(init: int, before: set[str]) -> list[int]:
+    """Pids on the host of the CRIUs that serve a runtime in the pid namespace of `init`, oldest first.
+
+    What was there `before` is not looked at: whoever waits for a CRIU asks a thousand times a second.
+    """
     space = os.readlink(f"/proc/{init}/ns/pid")
     found = []
-    for entry in os.listdir("/proc"):
+    for entry in processes() - before:
         with contextlib.suppress(OSError):
             if (
-                entry.isdigit()
-                and Path(f"/proc/{entry}/comm").read_text() == "criu\n"
+                Path(f"/proc/{entry}/comm").read_text() == "criu\n"
                 and os.readlink(f"/proc/{entry}/ns/pid") == space
             ):
                 found.append(int(entry))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.crash import Points, serving
+from tests.node.crash import LOOK, Points, processes, serving
 from tests.node.test_memory import Mosaic
 from tests.node.tracer import about_to_write
 from tests.nodes import workload
@@ -41,13 +41,15 @@ class Killer(threading.Thread):
     def __init__(self, node: NamespaceNode, which: int, delay: float, log: Path | None) -> None:
         super().__init__(daemon=True)
         self.node, self.which, self.delay, self.log = node, which, delay, log
+        self.before = processes()
         self.done = threading.Event()
         self.struck = False
 
     def run(self) -> None:
         seen: set[int] = set()
         while not self.done.is_set() and len(seen) < self.which:
-            for pid in serving(self.node.pid):
+            time.sleep(LOOK)
+            for pid in serving(self.node.pid, self.before):
                 with contextlib.suppress(OSError):
                     if b"swrk" in Path(f"/proc/{pid}/cmdline").read_bytes() and pid not in seen:
                         seen.add(pid)
