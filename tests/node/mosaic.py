@@ -106,22 +106,23 @@ def digest(areas: list[tuple[int, int, int]]) -> str:
 
 
 class Twins(threading.Thread):
-    """Counts in a large area first, then in a small one."""
+    """Counts in a large area first, then in a small one, in bursts, with `pause` microseconds between them."""
 
-    def __init__(self, large: int, small: int) -> None:
+    def __init__(self, large: int, small: int, burst: int, pause: int) -> None:
         super().__init__(daemon=True)
+        self.burst, self.pause = burst, pause / 1e6
         self.large = ctypes.c_uint64.from_address(large)
         self.small = ctypes.c_uint64.from_address(small)
         self.wrong = 0
 
     def run(self) -> None:
         while True:
-            for _ in range(200):
+            for _ in range(self.burst):
                 if self.large.value != self.small.value:
                     self.wrong += 1
                 self.large.value += 1
                 self.small.value += 1
-            time.sleep(0.0005)
+            time.sleep(self.pause)
 
 
 def wait_about(number: int) -> None:
@@ -138,7 +139,7 @@ def wait_about(number: int) -> None:
 
 
 def main() -> None:
-    seed, mib, threads, waiting = (int(word) for word in sys.argv[1:5])
+    seed, mib, threads, waiting, burst, pause = (int(word) for word in sys.argv[1:7])
     dice = random.Random(seed)
     areas = lay_out(dice, mib)
     huge = area(6 << 20)  # at least two huge pages
@@ -156,7 +157,7 @@ def main() -> None:
     ctypes.memset(large, 7, 8 << 20)
     ctypes.memset(large, 0, threads * PAGE)
     small = area(threads * PAGE)
-    twins = [Twins(large + n * PAGE, small + n * PAGE) for n in range(threads)]
+    twins = [Twins(large + n * PAGE, small + n * PAGE, burst, pause) for n in range(threads)]
     for one in twins:
         one.start()
     for number in range(waiting):

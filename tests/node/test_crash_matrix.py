@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.node.crash import CRIU_POINTS, POINTS, STATES, Halted, Points
-from tests.node.test_memory import Mosaic, configure
+from tests.node.test_memory import RESTING, Mosaic, configure
 from tests.nodes import workload
 from tests.nodes.cluster import Cluster
 from tests.nodes.namespace import NamespaceNode
@@ -103,7 +103,7 @@ class Scene:
         if kind in self.alive and self.status(self.alive[kind]) != "running":  # an earlier test has failed
             self.end(kind)
         if kind not in self.alive:
-            made = Mosaic(self.node, kind, 4, mib=8)
+            made = Mosaic(self.node, kind, 4, mib=8, pace=RESTING)
             made.__enter__()
             self.alive[kind] = made
         return self.alive[kind]

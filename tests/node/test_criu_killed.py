@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.node.crash import LOOK, Points, processes, serving
-from tests.node.test_memory import Mosaic
+from tests.node.test_memory import RESTING, Mosaic
 from tests.node.tracer import about_to_write
 from tests.nodes import workload
 from tests.nodes.cluster import Cluster
@@ -72,7 +72,7 @@ def node() -> Iterator[NamespaceNode]:
 
 @pytest.fixture(params=["runc", "crun"])
 def mosaic(node: NamespaceNode, request: pytest.FixtureRequest) -> Iterator[Mosaic]:
-    with Mosaic(node, request.param, 4, mib=8) as made:
+    with Mosaic(node, request.param, 4, mib=8, pace=RESTING) as made:
         yield made
 
 

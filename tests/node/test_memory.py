@@ -85,6 +85,11 @@ def node() -> Iterator[NamespaceNode]:
         yield made
 
 
+# How mosaic's threads count (its Twins). Busy ones take a processor, resting ones a tenth of it, and see a millisecond
+# between two captures all the same.
+BUSY, RESTING = (200, 500), (5, 1000)
+
+
 class Mosaic:
     """A container of mosaic.py, with nothing left of it after the with block."""
 
@@ -99,11 +104,13 @@ class Mosaic:
         mib: int = 60,
         counting: int = 4,
         waiting: int = 2,
+        pace: tuple[int, int] = BUSY,
         seccomp: Any = None,
     ) -> None:
         self.node, self.kind, self.name = node, kind, f"mosaic-{kind}-{seed}"
         self.base, self.asked = f"/srv/{self.name}", 0
-        self.words = ("python3", "-u", "/app/mosaic.py", str(seed), str(mib), str(counting), str(waiting))
+        numbers = (seed, mib, counting, waiting, *pace)
+        self.words = ("python3", "-u", "/app/mosaic.py", *map(str, numbers))
         self.seccomp = seccomp
         self.before: dict[str, Any] = {}
 
