@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A program that computes on a (fake) GPU for ever, and says at each step whether its GPU memory is what it was.
 
-    workload.py STATUS [--mib N] [--device N] [--children N] [--library PATH]
+    workload.py STATUS [--mib N] [--device N] [--children N] [--library PATH] [--pause-ms N]
 
 STATUS is a file that gets {"pid", "count", "good", "uuid", "children": [...]} at each step, atomically. Each child is
 a process with GPU memory of its own, whose status is in STATUS.N. It uses ctypes alone.
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=0)
     parser.add_argument("--library", default="libcuda.so.1")
     parser.add_argument("--kernel-ms", type=int, default=0)
+    parser.add_argument("--pause-ms", type=int, default=10)
     asked = parser.parse_args()
     for n in range(asked.children):
         words = [
@@ -39,7 +40,8 @@ def main() -> None:
             "--library",
             asked.library,
         ]
-        subprocess.Popen([*words, "--mib", str(asked.mib), "--device", str(asked.device)])
+        words += ["--mib", str(asked.mib), "--device", str(asked.device), "--pause-ms", str(asked.pause_ms)]
+        subprocess.Popen(words)
     cuda = ctypes.CDLL(asked.library)
     check(cuda.cuInit(0))
     context = ctypes.c_void_p()
@@ -69,7 +71,7 @@ def main() -> None:
         with open(asked.status + ".new", "w") as f:
             json.dump(status, f)
         os.replace(asked.status + ".new", asked.status)
-        time.sleep(0.01)
+        time.sleep(asked.pause_ms / 1000)
 
 
 if __name__ == "__main__":

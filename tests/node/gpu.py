@@ -89,6 +89,8 @@ class Trainer:
             str(self._mib),
             "--children",
             str(self.children),
+            "--pause-ms",  # several of them at 100 steps a second take half a processor
+            "30",
         ]
         if self._port:
             argv = ["python3", "-u", "-c", _SERVER, str(self._port), *argv[3:]]
