@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The workload of the node tests: state of every kind that a checkpoint must carry, and a way to ask for it.
 
-Counts at 10 Hz into a log that stays open, as does a forked child; holds a random buffer; answers on a TCP
+Counts at 20 Hz into a log that stays open, as does a forked child; holds a random buffer; answers on a TCP
 port. Any connection gets one line of JSON; `GET` gets it as HTTP. Paths: / (state), /write?path=P&text=T,
 /read?path=P.
 """
@@ -24,7 +24,7 @@ import time
 import urllib.parse
 from typing import Any
 
-PERIOD = 0.1  # seconds
+PERIOD = 0.05  # seconds
 SYS_IO_URING_SETUP, SYS_LANDLOCK_CREATE_RULESET, SYS_USERFAULTFD = 425, 444, 323
 
 
