@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,29 @@ def restart_policy(container: Container) -> str:
     return str(container.dumps["config.dump"].get("restart_policy") or "no")
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Where podman keeps its containers and images (`root`), and its named volumes."""
+
+    root: str
+    volumes: str
+
+
+def storage(layer: str = "") -> Storage:
+    """Podman's storage; `layer` is the directory of an image's layer in it, ROOT/overlay/ID/diff, or "".
+
+    From podman's database there, where that is podman's only one; else podman is asked. Raises ToolError.
+    """
+    root, _, rest = layer.rpartition("/overlay/")
+    if root and rest.endswith("/diff") and not os.path.exists(f"{root}/libpod/bolt_state.db"):
+        with suppress(UnsupportedError):
+            found = _row(os.path.join(root, _DATABASE), "SELECT GraphRoot, VolumeDir FROM DBConfig", ())
+            if found is not None and found[0] == root and found[1]:
+                return Storage(root, str(found[1]))
+    info = _info()["store"]
+    return Storage(str(info["graphRoot"]), str(info["volumePath"]))
+
+
 def _database(container_id: str, directory: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """(ContainerConfig, ContainerState) of podman's SQLite database (libpod/sqlite_state.go).
 
@@ -147,8 +172,8 @@ def _database(container_id: str, directory: str = "") -> tuple[dict[str, Any], d
 
 
 def _database_path() -> str:
-    """Where podman says that its database is; it asks dpkg for its version of everything, in 17 processes."""
-    info = json.loads(run(["podman", "info", "--format", "json"]).stdout)
+    """Where podman says that its database is."""
+    info = _info()
     backend = info["host"].get("databaseBackend")
     path = os.path.join(info["store"]["graphRoot"], _DATABASE)
     if backend != "sqlite" or not os.path.exists(path):
@@ -160,23 +185,33 @@ def _database_path() -> str:
     return path
 
 
+def _info() -> dict[str, Any]:
+    """What podman says of itself; for that it asks dpkg for the version of all that it uses, in 17 processes."""
+    info: dict[str, Any] = json.loads(run(["podman", "info", "--format=json"]).stdout)
+    return info
+
+
 def _rows(path: str, container_id: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """What a database has of the container; None when there is no such database or container."""
+    config = _row(path, "SELECT JSON FROM ContainerConfig WHERE ID = ?", (container_id,))
+    state = _row(path, "SELECT JSON FROM ContainerState WHERE ID = ?", (container_id,))
+    return (
+        (json.loads(config[0]), json.loads(state[0])) if config is not None and state is not None else None
+    )
+
+
+def _row(path: str, query: str, words: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """The first row that a query finds in a database, or None. Raises UnsupportedError."""
     if not os.path.exists(path):
         return None
     database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
     try:
-        config = database.execute(
-            "SELECT JSON FROM ContainerConfig WHERE ID = ?", (container_id,)
-        ).fetchone()
-        state = database.execute("SELECT JSON FROM ContainerState WHERE ID = ?", (container_id,)).fetchone()
+        row: tuple[Any, ...] | None = database.execute(query, words).fetchone()
     except sqlite3.Error as e:
         raise UnsupportedError(f"podman's database {path} cannot be read: {e}") from e
     finally:
         database.close()
-    return (
-        (json.loads(config[0]), json.loads(state[0])) if config is not None and state is not None else None
-    )
+    return row
 
 
 def _image(image_id: str) -> dict[str, str]:

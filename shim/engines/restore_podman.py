@@ -38,6 +38,7 @@ from cryoci.shim.doctor.check import Facts
 from cryoci.shim.engines import engines_own, podman, podman_init, wake
 from cryoci.shim.engines.interrupt import deferred, whole
 from cryoci.shim.engines.options import Restored, RestoreOptions, read_dump
+from cryoci.shim.engines.podman import Storage
 from cryoci.shim.engines.watch import watching
 from cryoci.shim.gpu.restoring import MAP_ANNOTATION
 from cryoci.shim.memory import index as memory
@@ -59,7 +60,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         storage, known, base = _ask(wanted)
     config = untrusted.podman_config(
         wanted,
-        volumes=storage["volumePath"],
+        volumes=storage.volumes,
         made_here=engines_own.KUBELETS if foreign else podman_init.PLACES,
         allow=options.allow,
         injected=inject.carried(images).injected,
@@ -70,7 +71,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         podman_init.settle(config["spec"], Facts())
     config["spec"].setdefault("annotations", {})[MAP_ANNOTATION] = options.device_map
     devices = inject.on_restore(config["spec"], images, load().devices)
-    _mount_volumes(config, storage["volumePath"])
+    _mount_volumes(config, storage.volumes)
     name = options.name or str(config.get("name", ""))
     container_id = str(config.get("id", ""))
     _check_free(known, name, container_id, renamed=options.name is not None)
@@ -107,7 +108,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
             if not (directory / "volumes").is_dir():
                 argv.append("--ignore-volumes")
             with trace.timed(seconds, "restore"):
-                _import(argv, name, Path(storage["graphRoot"]))
+                _import(argv, name, Path(storage.root))
         made = _running(name, devices, network=foreign)
         result = Restored("podman", made, name, seconds=seconds)
         wake.podman(result, config["spec"], options)
@@ -140,40 +141,45 @@ def _exists(kind: str, name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Base:
-    """The base image as podman has it: its id, empty when it has none, and the names that lead to it."""
+    """The base image as podman has it: its id, empty when it has none, the names that lead to it, and its top layer's
+    directory in podman's storage."""
 
     id: str = ""
     names: frozenset[str] = frozenset()
+    layer: str = ""
 
 
-def _ask(config: Any) -> tuple[dict[str, Any], dict[str, str], _Base]:
-    """Podman's storage, its containers (id to name), and the base image that `config` names: asked at once.
+def _ask(config: Any) -> tuple[Storage, dict[str, str], _Base]:
+    """Podman's storage, its containers (id to name), and the base image that `config` names.
 
     Every question starts a podman, which takes 25 ms of an idle processor and has no other to wait for.
     """
     image = str(config.get("rootfsImageID", "")) if isinstance(config, dict) else ""
-    with ThreadPoolExecutor(3, "cryoci-podman") as pool:
-        info = pool.submit(run, ["podman", "info", "--format=json"])
+    with ThreadPoolExecutor(2, "cryoci-podman") as pool:
         names = pool.submit(_containers)
         found = pool.submit(_base, image)
-        return json.loads(info.result().stdout)["store"], names.result(), found.result()
+        base = found.result()
+        return podman.storage(base.layer), names.result(), base
 
 
 def _base(image_id: str) -> _Base:
     """The image of that id."""
     if not image_id:
         return _Base()
-    form = "--format={{.Id}} {{json .RepoTags}} {{json .RepoDigests}}"
+    form = "--format={{.Id}} {{json .RepoTags}} {{json .RepoDigests}} {{json .GraphDriver.Data}}"
     asked = run(["podman", "image", "inspect", form, "--", image_id], check=False)
     if asked.returncode != 0:
         return _Base()
-    found, *names = asked.stdout.decode().split(" ", 1)
-    decoder, rest, known = json.JSONDecoder(), " ".join(names).strip(), set[str]()
+    found, *said = asked.stdout.decode().split(" ", 1)
+    decoder, rest, known, layer = json.JSONDecoder(), " ".join(said).strip(), set[str](), ""
     while rest:
         value, end = decoder.raw_decode(rest)
-        known |= set(value or ())
+        if isinstance(value, dict):
+            layer = str(value.get("UpperDir") or "")
+        else:
+            known |= set(value or ())
         rest = rest[end:].strip()
-    return _Base(found, frozenset(known))
+    return _Base(found, frozenset(known), layer)
 
 
 def _check_free(known: Mapping[str, str], name: str, container_id: str, *, renamed: bool) -> None:
