@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryoci.errors import ConflictError, NotFoundError, ToolError
+from cryoci.shim import waiting
 from cryoci.shim.engines import bare
 from cryoci.shim.engines.container import Overlay, overlay_at
 from cryoci.shim.record import Record
@@ -115,6 +116,21 @@ def test_state(live: LiveRuntime) -> None:
     live.set_status("gone")
     with pytest.raises(NotFoundError, match="container does not exist"):
         container.state()
+
+
+def test_the_runtime_itself_is_asked_but_for_who_waits_for_its_start(live: LiveRuntime) -> None:
+    """What `create` has restored is paused for its runtime, and created for cryoci-runtime."""
+    container, record = live.container(), Record(None, "web")
+    live.set_status("paused")
+    with container.known():
+        assert container.status == "paused"
+        waiting.mark(record.directory, "image")
+        assert container.status == "created"
+        os.unlink(f"{record.directory}/{waiting.NAME}")
+    assert container.status == "paused"
+    assert not os.path.exists(record.directory)  # a question leaves none
+    gone = live.container(runtime="/nonexistent")  # uninstalled: cryoci-runtime finds another
+    assert gone.status == "paused"
 
 
 def test_call_carries_what_was_said(live: LiveRuntime) -> None:
