@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,21 +72,15 @@ class Container:
         self, verb: str, *options: str, after: tuple[str, ...] = (), check: bool = True
     ) -> subprocess.CompletedProcess[bytes]:
         """Run cryoci-runtime VERB OPTIONS ID AFTER on this container. Raises ToolError with what it said."""
-        if verb == "state" and self._answers():
-            argv = [self.runtime, *(["--root", self.root] if self.root is not None else []), verb, self.id]
-            result = whole(argv)
+        if verb == "state":
+            argv = state_argv(self.root, self.id, self.runtime)
         else:
             argv = runtime_argv(self.root, verb, *options, self.id, *after)
-            with self.known():
-                result = whole(argv)
+        with nullcontext() if argv[0] == self.runtime else self.known():
+            result = whole(argv)
         if check and result.returncode != 0:
             raise ToolError(describe(argv, result))
         return result
-
-    def _answers(self) -> bool:
-        """Whether cryoci-runtime would only pass a question on to the runtime: a checkpoint asks nine times."""
-        waits = f"{Record(self.root, self.id).directory}/{waiting.NAME}"
-        return os.access(self.runtime, os.X_OK) and not os.path.exists(waits)
 
     def known(self) -> AbstractContextManager[None]:
         """cryoci-runtime knows which runtime made the container, within a with block. Raises OSError."""
@@ -124,6 +118,17 @@ def runtime_argv(root: str | None, verb: str, *words: str) -> list[str]:
     if root is not None:
         argv += ["--root", root]
     return [*argv, verb, *words]
+
+
+def state_argv(root: str | None, container_id: str, runtime: str) -> list[str]:
+    """Command line that asks for the state of a container which `runtime` made.
+
+    That runtime answers where cryoci-runtime would only pass the question on: a checkpoint asks nine times.
+    """
+    waits = f"{Record(root, container_id).directory}/{waiting.NAME}"
+    if not os.access(runtime, os.X_OK) or os.path.exists(waits):
+        return [*runtime_argv(root, "state"), container_id]
+    return [runtime, *(["--root", root] if root is not None else []), "state", container_id]
 
 
 def overlay_at(path: Path, mountinfo: Sequence[str] | None = None) -> Overlay | None:

@@ -12,7 +12,7 @@ from cryoci.command import run
 from cryoci.errors import CryociError, NotFoundError
 from cryoci.shim import record
 from cryoci.shim.engines import podman, processes
-from cryoci.shim.engines.container import runtime_argv
+from cryoci.shim.engines.container import state_argv
 from cryoci.shim.gpu import hold, nvml, tasks
 
 
@@ -96,7 +96,7 @@ def _containers() -> Iterator[dict[str, Any]]:
             continue
         root = known.facts.get("root")
         try:
-            asked = run([*runtime_argv(root, "state"), known.id], check=False)
+            asked = run(state_argv(root, known.id, str(known.facts.get("runtime", ""))), check=False)
         except NotFoundError:
             continue  # its runtime was uninstalled
         if asked.returncode == 0:
