@@ -14,6 +14,8 @@ GPU_PYTHON ?= python3
 GPU_ARGS ?=
 # Such as: -n 2 --all-cells (docs/tests.md).
 PYTEST_ARGS ?= -n 2
+# Emulated machines are a processor each: no more of them at a time, whatever PYTEST_ARGS says.
+MACHINE_ARGS ?= -n 2
 DIST := --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -60,7 +62,8 @@ test: check ## check, then every test that this machine can run
 	@# way hands out the first eighth of all tests, which is nearly every one with a node, to the first worker at once.
 	@failed=0; \
 	if [ "$$(id -u)" = 0 ]; then \
-	    $(BIN)/pytest $(PYTEST_ARGS) $(DIST) -m machine || { echo "make: once more, what failed in emulated machines"; \
+	    $(BIN)/pytest $(PYTEST_ARGS) $(MACHINE_ARGS) $(DIST) -m machine || { \
+	        echo "make: once more, what failed in emulated machines"; \
 	        $(BIN)/pytest -m machine --last-failed || failed=1; }; fi; \
 	$(BIN)/pytest $(PYTEST_ARGS) $(DIST) -m "not machine" || { echo "make: once more, alone, what failed beside others"; \
 	    $(BIN)/pytest -m "not machine" --last-failed || failed=1; }; \
