@@ -151,7 +151,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     if done.status is not None:
         sys.exit(done.status)
     if not isinstance(source, reference.ArchiveRef):
-        incremental.restored(done.name, rest["runtime_root"], ref, pulled.digest if pulled else "")
+        incremental.restored(done, rest["runtime_root"], ref, pulled.digest if pulled else "")
     output.warn(done.warnings)
     if as_json:
         output.emit_json({"container": done, "image": pulled})

@@ -3,8 +3,8 @@
 
 podman restores out of an archive, which it reads twice and unpacks: memory would be written twice more before CRIU
 reads it. So `cryoci restore` leaves the large files of memory out of the archive and offers them here; the runtime
-below podman links them into CRIU's image directory, or copies them where that is on another file system. What podman
-has no flag for comes the same way.
+below podman links them into CRIU's image directory, or has CRIU read where they are, with all that podman has
+unpacked, where that is on another file system. What podman has no flag for comes the same way.
 
     /run/cryoci/handover/TOKEN      {"directory": DIR, "names": [NAME, ...], "criu": {KEY: VALUE}}
 
@@ -26,8 +26,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from cryoci import trace
-from cryoci.errors import RestoreError, SpaceError
+from cryoci.errors import RestoreError
 from cryoci.files import read_json, write_json
 from cryoci.shim import paths
 
@@ -66,64 +65,40 @@ def offered(
         os.unlink(place)
 
 
-def take(images: str, spec: str) -> dict[str, Any]:
-    """Link or copy what is offered to the container whose specification is the file `spec` into `images`.
+def take(images: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """Link what is offered to the container whose specification is the file `spec` into `images`.
 
-    Returns the options of CRIU's that come with it. Raises RestoreError, SpaceError.
+    Returns where CRIU's images are, `images` or the directory that they came from, and the options of CRIU's that
+    come with them. Raises RestoreError.
     """
     try:
         if not os.listdir(_base()):
-            return {}
+            return images, {}
     except OSError:
-        return {}  # nobody ever offered anything
+        return images, {}  # nobody ever offered anything
     token = _token(spec)
     if token is None:
-        return {}
+        return images, {}
     try:
         offer = read_json(f"{_base()}/{token}")
     except FileNotFoundError:
-        return {}  # of an earlier restore: this archive has it all
+        return images, {}  # of an earlier restore: this archive has it all
     except (OSError, ValueError) as e:
         raise RestoreError(f"the memory of the checkpoint cannot be found: {e}", hint="try again") from e
-    with trace.span("take over memory", bytes=0) as taken:
-        for name in offer["names"]:
-            target = f"{images}/{name}"
-            try:
-                _bring(f"{offer['directory']}/{name}", target)
-                taken["bytes"] += os.stat(target).st_size
-            except OSError as e:
-                if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise SpaceError(
-                        f"no space left in {images} for {name} of the checkpoint",
-                        hint="make room there: podman image prune, podman system df",
-                    ) from e
-                raise RestoreError(
-                    f"{name} of the checkpoint could not be brought to {images}: {e.strerror}",
-                    hint="see who else uses cryoci's scratch directory: /var/lib/cryoci/tmp, or $TMPDIR",
-                ) from e
-    return dict(offer.get("criu") or {})
-
-
-def _bring(source: str, target: str) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        return
-    except OSError as e:
-        if e.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
-            raise
-        import shutil
-
-        with open(source, "rb", opener=_no_link) as ours, open(target, "xb", opener=_private) as theirs:
-            shutil.copyfileobj(ours, theirs, 1 << 20)
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    criu = dict(offer.get("criu") or {})
+    for name in offer["names"]:
+        try:
+            os.link(f"{offer['directory']}/{name}", f"{images}/{name}", follow_symlinks=False)
+        except FileExistsError:
+            continue
+        except OSError as e:
+            if e.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                return str(offer["directory"]), criu  # what the archive was made of
+            raise RestoreError(
+                f"{name} of the checkpoint could not be brought to {images}: {e.strerror}",
+                hint="see who else uses cryoci's scratch directory: /var/lib/cryoci/tmp, or $TMPDIR",
+            ) from e
+    return images, criu
 
 
 def _base() -> str:

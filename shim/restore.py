@@ -26,7 +26,7 @@ from cryoci.shim import (
     state,
     underlying,
 )
-from cryoci.shim.argv import Invocation, parse
+from cryoci.shim.argv import Invocation, parse, with_flag
 from cryoci.shim.criu import conf, images, rootmode
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.criu.probe import probe
@@ -64,7 +64,9 @@ def main(line: Invocation, launcher: str, *, extra: str = "") -> int:
     chosen = operation.options(line, below, record)
     operation.make_work_directory(line)
     known = record.exists
-    handed = handover.take(operation.image_directory(line), create.spec_path(line))
+    directory, handed = handover.take(operation.image_directory(line), create.spec_path(line))
+    if directory != operation.image_directory(line):
+        line = parse(with_flag(line, "image-path", directory), below.kind)
     chosen = chosen.merge(CriuOptions.from_mapping(handed, where="cryoci restore:"))
     if os.path.isdir(operation.image_directory(line)) and not line.has("lazy-pages"):
         images.check(operation.image_directory(line))

@@ -303,7 +303,7 @@ class Guard:
         with self._place.open(kept) as directory:
             made = restore(directory, options)
         if self._options.incremental:
-            incremental.restored(made.name, state.root, kept.where)
+            incremental.restored(made, state.root, kept.where)
         return made
 
     def _clear(self, crashed: Container | None) -> None:

@@ -24,8 +24,9 @@ from cryoci.ociimage import archive, chunks, reference
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, LayoutRef, Reference, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.ociimage.trust.policy import Gate
-from cryoci.shim import config, engines, paths, underlying
+from cryoci.shim import config, paths, underlying
 from cryoci.shim.engines.container import Container
+from cryoci.shim.engines.options import Restored
 from cryoci.shim.memory import chain, find, index, sums
 from cryoci.shim.memory.parent import Parent
 from cryoci.shim.record import Record
@@ -90,7 +91,7 @@ class Lineage:
             if not index.exists(str(images)):
                 return
             (fresh / chain.IMAGES).mkdir(mode=0o700, parents=True)
-            write_json(fresh / NOTE, _note(self.container, where))
+            write_json(fresh / NOTE, _note(_pid(self.container), where))
             for path in images.glob("cryoci-memory*"):
                 os.link(path, fresh / chain.IMAGES / path.name)
             shutil.rmtree(kept, ignore_errors=True)
@@ -133,13 +134,17 @@ def begin(
 def remember(container: Container, where: str) -> None:
     """Note that `where` is the newest checkpoint of `container`, which runs. Never fails."""
     with suppress(OSError, CryociError, ValueError):
-        record = Record(container.root, container.id)
-        record.make()
-        write_json(f"{record.directory}/{NOTE}", _note(container, where))
+        _remember(Record(container.root, container.id), _pid(container), where)
 
 
-def restored(name: str, root: str | None, where: str, digest: str = "") -> None:
-    """Note that the container `name` was restored from `where`, its parent therefore. Never fails.
+def _remember(record: Record, pid: int, where: str) -> None:
+    note = _note(pid, where)
+    record.make()
+    write_json(f"{record.directory}/{NOTE}", note)
+
+
+def restored(made: Restored, root: str | None, where: str, digest: str = "") -> None:
+    """Note that a container was restored from `where`, its parent therefore. Never fails, and asks no engine.
 
     `digest` is that of the image, where `where` has none.
     """
@@ -147,7 +152,7 @@ def restored(name: str, root: str | None, where: str, digest: str = "") -> None:
         ref = reference.parse(where)
         if digest and isinstance(ref, LayoutRef | RegistryRef):
             where = str(replace(ref, digest=digest))
-        remember(engines.find(name, root=root), _whole(where))
+        _remember(Record(None if made.engine == "podman" else root, made.id), made.pid, _whole(where))
 
 
 def sweep() -> None:
@@ -258,8 +263,11 @@ def _same_container(container: Container, text: str, other: str, known: bool) ->
         )
 
 
-def _note(container: Container, where: str) -> dict[str, object]:
-    pid = int(container.state().get("pid", 0))
+def _pid(container: Container) -> int:
+    return int(container.state().get("pid", 0))
+
+
+def _note(pid: int, where: str) -> dict[str, object]:
     return {"version": _VERSION, "reference": where, "pid": pid, "born": find.born(pid)}
 
 

@@ -70,13 +70,15 @@ class RestoreOptions:
 class Restored:
     """A restored container; `status` is its exit status when it was restored in the foreground.
 
-    `warnings` say which app hooks failed, where their policy is to go on.
+    `pid` is its first process, 0 when it has ended. `warnings` say which app hooks failed, where their policy is to go
+    on.
     """
 
     engine: str
     id: str
     name: str
     status: int | None = None
+    pid: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

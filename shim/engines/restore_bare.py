@@ -189,7 +189,8 @@ def _run(
             raise _failure(
                 container_id, options.root, log.explain(str(work / "restore.log"), "restore"), status
             )
-    netns.raise_loopback(_probe(options.root, container_id))
+    made.pid = _probe(options.root, container_id)
+    netns.raise_loopback(made.pid)
     wake.bare(options, made)
     return None
 

@@ -45,7 +45,7 @@ from cryoci.shim.memory import index as memory
 from cryoci.shim.restore import made_by
 
 _OURS = "cryoci-runtime"  # as `cryoci install` names it to podman
-_MOMENT = 0.2  # seconds that a restored process must live to count
+_MOMENT = 0.2  # seconds that a restored process must live to count, from podman's word on
 # What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
 _FILES = ("network.status", "devshm-checkpoint.tar", "rootfs-diff.tar", "deleted.files", "ctr.log")
 
@@ -90,7 +90,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
     before = set(known)
     volumes = _new_volumes(config, brought=(directory / "volumes").is_dir(), allow=options.allow)
     with ExitStack() as undo:
-        undo.callback(_clean, before, volumes)
+        undo.callback(_clean, name, before, volumes)
         with ExitStack() as held:
             left = frozenset[str]()
             if used == _OURS:  # a plain runtime knows nothing of what is not in the archive
@@ -109,8 +109,10 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
                 argv.append("--ignore-volumes")
             with trace.timed(seconds, "restore"):
                 _import(argv, name, Path(storage.root))
-        made = _running(name, devices, network=foreign)
-        result = Restored("podman", made, name, seconds=seconds)
+            until = time.monotonic() + _MOMENT
+        with trace.timed(seconds, "proof"):
+            made, pid = _running(name, until, devices, network=foreign)
+        result = Restored("podman", made, name, pid=pid, seconds=seconds)
         wake.podman(result, config["spec"], options)
         options.settled()
         undo.pop_all()
@@ -152,7 +154,8 @@ class _Base:
 def _ask(config: Any) -> tuple[Storage, dict[str, str], _Base]:
     """Podman's storage, its containers (id to name), and the base image that `config` names.
 
-    Every question starts a podman, which takes 25 ms of an idle processor and has no other to wait for.
+    Every question starts a podman, which takes 25 ms of an idle processor and has no other to wait for. `podman info`
+    takes six times as long, so it is asked only where the base image's layer does not lead to podman's database.
     """
     image = str(config.get("rootfsImageID", "")) if isinstance(config, dict) else ""
     with ThreadPoolExecutor(2, "cryoci-podman") as pool:
@@ -324,20 +327,26 @@ def _containers() -> dict[str, str]:
     return dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
 
 
-def _clean(before: set[str], volumes: set[str]) -> None:
-    """Remove what a failed import has left: containers and volumes that were not there before."""
+def _clean(name: str, before: set[str], volumes: set[str]) -> None:
+    """Remove what a failed import has left: a container of that name that was not there before, and volumes.
+
+    Whatever others have made meanwhile under another name is theirs.
+    """
     with deferred():
-        for made in set(_containers()) - before:
+        for made in {found for found, known in _containers().items() if known == name} - before:
             run(["podman", "rm", "--force", "--time=0", "--", made], check=False)
         for volume in volumes:
             run(["podman", "volume", "rm", "--", volume], check=False)
 
 
-def _running(name: str, devices: dict[str, Any] | None, *, network: bool) -> str:
-    """Id of the restored container, once it has proven to run; `network`: its own namespace gets a loopback."""
+def _running(name: str, until: float, devices: dict[str, Any] | None, *, network: bool) -> tuple[str, int]:
+    """Id and first process of the restored container, once it has proven to run: it lives at `until`.
+
+    `network`: its own namespace gets a loopback.
+    """
     seen = _inspect(name)
     pid = int((seen.get("State") or {}).get("Pid") or 0)
-    if not _stays(pid):
+    if not _stays(pid, until):
         state = _inspect(name).get("State") or {}
         raise RestoreError(
             f"podman reports success, but container {name} is {state.get('Status', 'not there')}",
@@ -348,7 +357,7 @@ def _running(name: str, devices: dict[str, Any] | None, *, network: bool) -> str
         netns.raise_loopback(pid)
     if devices:
         settle(pid, devices)
-    return str(seen["Id"])
+    return str(seen["Id"]), pid
 
 
 def _inspect(name: str) -> dict[str, Any]:
@@ -357,13 +366,13 @@ def _inspect(name: str) -> dict[str, Any]:
     return found
 
 
-def _stays(pid: int) -> bool:
-    """Whether a process lives, and still does after a moment."""
+def _stays(pid: int, until: float) -> bool:
+    """Whether a process lives, and still does at `until` (monotonic)."""
     try:
         fd = os.pidfd_open(pid)
     except (OSError, ValueError):
         return False
     try:
-        return not select.select([fd], [], [], _MOMENT)[0]
+        return not select.select([fd], [], [], max(0.0, until - time.monotonic()))[0]
     finally:
         os.close(fd)

@@ -277,12 +277,13 @@ echo "$*" >>{base}/podman-calls
 case "$*" in
     info*) echo '{{"store": {{"volumePath": "{base}/volumes", "graphRoot": "{base}/storage"}}}}' ;;
     "volume exists"*) grep -qxF -- "$4" {base}/exists ;;
-    "image inspect"*json*) grep -qxF -- "{image}" {base}/exists && echo '{image} ["img"] []' ;;
+    "image inspect"*json*) grep -qx {image} {base}/exists && echo '{image} ["i"] [] "{base}/storage/overlay/1/diff"' ;;
     "image inspect"*) echo {image} ;;
     *pull*) exit {pull} ;;
     ps*) while read line; do echo "$line name-$line"; echo "id-$line $line"; done <{base}/exists ;;
     "container restore"*)
         tar --list --file "${{3#--import=}}" >{base}/archive
+        [ ! -e {base}/meanwhile ] || cat {base}/meanwhile >>{base}/exists
         echo 'Error: it cannot be' >&2; exit 125 ;;
     *) exit 1 ;;
 esac
@@ -310,11 +311,26 @@ def of_podman(live: LiveRuntime, tmp_path: Path) -> Path:
 
 
 @root_only
-def test_podman_refuses(of_podman: Path, podman: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["its own", "of images alone"])
+def test_podman_refuses(of_podman: Path, podman: Path, tmp_path: Path, store: str) -> None:
+    if store == "its own":
+        (tmp_path / "storage/db.sql").touch()
     with pytest.raises(RestoreError, match=r"podman could not restore web: .*it cannot be"):
         restore(of_podman, RestoreOptions())
     assert [p.name for p in of_podman.parent.glob("*.tar")] == [], "the archive made for podman is gone"
-    assert "container restore" in (tmp_path / "podman-calls").read_text()
+    calls = (tmp_path / "podman-calls").read_text()
+    assert "container restore" in calls and ("info" in calls) == (store != "its own")
+
+
+@root_only
+def test_a_failed_import_takes_nobody_elses_container_along(
+    of_podman: Path, podman: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "meanwhile").write_text("web\nstranger\n")
+    with pytest.raises(RestoreError):
+        restore(of_podman, RestoreOptions())
+    calls = (tmp_path / "podman-calls").read_text()
+    assert "rm --force --time=0 -- id-web" in calls and "stranger" not in calls
 
 
 @root_only
