@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
-    from cryoci.uses import foreign, incremental, moving
+    from cryoci.uses import foreign, incremental, moving, warm_unpacked
     from cryoci.uses.reporting import reporting
 
     need_root()
@@ -108,6 +109,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     with (
         unwinding(),
         scratch("restore.") as place,
+        ExitStack() as held,
         reporting(
             rest["report"],
             timeline,
@@ -126,7 +128,8 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
             told.ref = source
         else:
             with output.progress(quiet or as_json) as progress, trace.span("fetch") as fetched:
-                pulled = image.pull(
+                pulled = held.enter_context(warm_unpacked.taken(source, gate, output.complain))
+                pulled = pulled or image.pull(
                     source,
                     directory,
                     progress=progress,
@@ -134,7 +137,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
                     gate=gate,
                     identities=identities,
                 )
-                fetched["bytes"] = pulled.raw_size
+                fetched["bytes"], directory = pulled.raw_size, pulled.directory
             # an archive is not read twice, and an image is what was restored, whatever its tag means by now
             told.ref = reference.DirectoryRef(directory)
             if not isinstance(source, reference.ArchiveRef):
@@ -160,6 +163,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     else:
         if pulled is not None:
             sizes = f"{output.size(pulled.size)} fetched, {output.size(pulled.raw_size)} of files"
+            sizes = f"{output.size(pulled.raw_size)} were unpacked here" if pulled.kept else sizes
             click.echo(f"verified {pulled.digest}: {sizes} in {output.seconds(pulled.seconds)}")
         steps = ", ".join(f"{name} {output.seconds(t)}" for name, t in done.seconds.items())
         click.echo(f"restored {done.name} under {done.engine}: {steps}")

@@ -40,7 +40,8 @@ Gate = Callable[[blob.Store | None, str | None], None]
 class PulledImage:
     """A checkpoint directory that was made, of `size` bytes of blobs and `raw_size` bytes of files.
 
-    `skipped` bytes of the blobs were not fetched, because a pull that was killed had.
+    `skipped` bytes of the blobs were not fetched, because a pull that was killed had. `kept`: the directory was there
+    before, and stays.
     """
 
     directory: Path
@@ -53,6 +54,7 @@ class PulledImage:
     annotations: Mapping[str, str]
     checkpoint: archive.Checkpoint
     skipped: int = 0
+    kept: bool = False
 
 
 def pull(

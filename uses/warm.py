@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """`cryoci warm`: have all that a restore needs on this node before it is asked for.
 
-Checkpoint images go to the local store, each blob verified, and by that into the page cache; or into memory for good
-(warm_memory.py). Their base images go to podman's storage.
+Checkpoint images go to the local store, each blob verified, and by that into the page cache; there they can be
+unpacked as well (warm_unpacked.py); or they go into memory for good (warm_memory.py). Their base images go to
+podman's storage.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryoci.command import run
-from cryoci.errors import UsageError
+from cryoci.errors import NotFoundError, UsageError
 from cryoci.ociimage import image, reference, stores
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim.engines import podman
-from cryoci.uses import warm_memory
+from cryoci.uses import warm_memory, warm_unpacked
 
 
 @dataclass(frozen=True)
 class Warmed:
     """An image, to be restored as `name`: `size` bytes, of which `fetched` were not there. `base`: its base image.
 
-    `place` is "cache" or "tmpfs".
+    `place` is "cache", "tmpfs" or "unpacked"; then its files take `unpacked` bytes.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Warmed:
     base_pulled: bool
     seconds: float
     place: str = "cache"
+    unpacked: int = 0
 
 
 def warm(
@@ -65,6 +67,22 @@ def warm(
     )
 
 
+def unpack(
+    ref: reference.Reference,
+    *,
+    progress: Progress | None = None,
+    registry_options: RegistryOptions | None = None,
+) -> Warmed:
+    """Warm one image, and unpack it. Raises what `warm` and `warm_unpacked.put` raise."""
+    began = time.monotonic()
+    if isinstance(ref, reference.LayoutRef) and (ref.path != reference.default_store() or not ref.name):
+        raise UsageError(f"{ref} has no name in the local store", hint="give HOST/REPO:TAG, or NAME[:TAG]")
+    made = warm(ref, progress=progress, registry_options=registry_options)
+    local = reference.LayoutRef(reference.default_store(), made.name)
+    size = warm_unpacked.put(local, progress=progress).size
+    return replace(made, place="unpacked", unpacked=size, seconds=time.monotonic() - began)
+
+
 def hold(
     ref: reference.Reference,
     limit: int | None,
@@ -81,6 +99,25 @@ def hold(
     name = ref.name if isinstance(ref, reference.LayoutRef) and ref.name else str(ref)
     fetched, seconds = made.size - made.skipped, time.monotonic() - began
     return Warmed(name, made.digest, made.size, fetched, base, pulled, seconds, "tmpfs")
+
+
+def drop(refs: list[reference.LayoutRef | reference.RegistryRef]) -> list[str]:
+    """Take images out of memory, and remove what lies unpacked of them; all of both without `refs`.
+
+    Returns their names. Raises NotFoundError for one that is in neither place, ConflictError while one is restored.
+    """
+    if not refs:
+        return [*warm_memory.drop(None), *warm_unpacked.drop(None)]
+    gone = []
+    for ref in refs:
+        found = warm_unpacked.drop(ref) if isinstance(ref, reference.LayoutRef) else []
+        try:
+            found += warm_memory.drop([ref])
+        except NotFoundError:
+            if not found:
+                raise
+        gone += found
+    return gone
 
 
 def _base(info: image.ImageInfo) -> tuple[str, bool]:

@@ -114,7 +114,7 @@ def _untag(ref: LayoutRef | RegistryRef) -> str:
     place = nearby.place(ref)
     name = (ref.name if isinstance(ref, LayoutRef) else ref.tag) or ref.digest or "latest"
     if place is None or not (place / "oci-layout").is_file():
-        raise NotFoundError(f"{ref} is not in memory", hint="see `cryoci warm --list`")
+        raise NotFoundError(f"{ref} is not warm", hint="see `cryoci warm --list`")
     layout = Layout(place)
     layout.untag(name)
     layout.collect()

@@ -91,7 +91,7 @@ def test_images_of_the_local_store(checkpoint: Path, tmp_path: Path, memory: Pat
     big.write_bytes(b"the disk has lost it")
     says("pull", "web:1", str(tmp_path / "out"))
     assert tree_of(tmp_path / "out") == tree_of(checkpoint)
-    assert says("warm", "--drop") == "web:1\n" and says("warm", "--drop") == "nothing was in memory\n"
+    assert says("warm", "--drop") == "web:1\n" and says("warm", "--drop") == "nothing was warm\n"
     assert not memory.is_mount()
     assert isinstance(cryoci("pull", "web:1", str(tmp_path / "again")).exception, IntegrityError)
 
@@ -146,6 +146,6 @@ def test_words_that_do_not_fit(checkpoint: Path, memory: Path) -> None:
         assert isinstance(cryoci(*words).exception, UsageError), words
     assert isinstance(cryoci("warm", "--drop", "web:1").exception, NotFoundError)
     assert isinstance(cryoci("warm", "--to", "tmpfs", "web:1").exception, NotFoundError)
-    assert says("warm", "--list").split() == ["IMAGE", "SIZE", "DIGEST"] and not memory.is_mount()
+    assert says("warm", "--list").split() == ["IMAGE", "PLACE", "SIZE", "DIGEST"] and not memory.is_mount()
     with warm_memory._locked():
         assert isinstance(cryoci("warm", "--drop").exception, ConflictError)
