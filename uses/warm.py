@@ -107,7 +107,7 @@ def drop(refs: list[reference.LayoutRef | reference.RegistryRef]) -> list[str]:
     Returns their names. Raises NotFoundError for one that is in neither place, ConflictError while one is restored.
     """
     if not refs:
-        return [*warm_memory.drop(None), *warm_unpacked.drop(None)]
+        return list(dict.fromkeys([*warm_memory.drop(None), *warm_unpacked.drop(None)]))
     gone = []
     for ref in refs:
         found = warm_unpacked.drop(ref) if isinstance(ref, reference.LayoutRef) else []
@@ -117,7 +117,7 @@ def drop(refs: list[reference.LayoutRef | reference.RegistryRef]) -> list[str]:
             if not found:
                 raise
         gone += found
-    return gone
+    return list(dict.fromkeys(gone))
 
 
 def _base(info: image.ImageInfo) -> tuple[str, bool]:

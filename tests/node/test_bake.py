@@ -60,8 +60,12 @@ def test_a_baked_server_starts_where_it_was_ready(site: Site) -> None:
         site.b.run(["cryoci", "restore", "warm/model:1", "-d", "--hostname=second"], timeout=120)
         first = predict(there)
         assert time.monotonic() - began < 60 and cold > 0.5
-        site.b.run(["cryoci", "restore", "warm/model:1", "-d", "--name=model2"], timeout=120)
+        site.b.run(["cryoci", "warm", "--to=unpacked", "warm/model:1"])
+        again = ["cryoci", "restore", "--json", "warm/model:1", "-d", "--name=model2"]
+        said = site.b.run([*again, "--runtime=cryoci-runtime"], timeout=120)
         second = predict(there.on(site.b, "model2"))
+        assert json.loads(said.stdout)["image"]["kept"]
+        assert site.b.sh("cryoci warm --drop") == "warm/model:1\n"
         held = json.loads(site.b.run(["cryoci", "warm", "--json", "--to=tmpfs", "warm/model:1"]).stdout)[0]
         assert held["digest"] == warmed["digest"] and held["fetched"] == held["size"]
         assert "warm/model:1" in site.b.sh("cryoci warm --list")
