@@ -159,6 +159,12 @@ def list_(pod: str | None, repository: str, as_json: bool, quiet: bool, **where:
     is_flag=True,
     help="Do not look at the image, and let the scheduler try any node: GPUs and architecture may not fit.",
 )
+@click.option(
+    "--keep-labels",
+    is_flag=True,
+    help="Keep all labels, also those by which the old pod's controller takes the new one for its own, and may "
+    "delete it.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the pod instead of creating it.")
 @_cluster
 @output.registry_options
@@ -172,6 +178,7 @@ def restore(
     node: str | None,
     runtime_class: str,
     any_node: bool,
+    keep_labels: bool,
     dry_run: bool,
     as_json: bool,
     **rest: Any,
@@ -181,18 +188,29 @@ def restore(
     It is scheduled where the image can be restored: on a node with the same chip and driver, if it used GPUs (labels
     of the agent or of gpu-feature-discovery). When there is none, it says what each node lacks and creates nothing.
 
-    Its other containers start anew. The new pod belongs to no controller; Services still find it by its labels.
+    Its other containers start anew. The new pod belongs to no controller; Services still find it by its labels. Where
+    the old one's controller selects by the same labels, one of them is left out, and named: else the controller would
+    take the new pod for one too many.
     """
     from cryoci.files import read_json
-    from cryoci.uses import kube, kube_fit
+    from cryoci.uses import kube, kube_fit, kube_labels
 
     kubectl = _kubectl(rest)
     options = output.options(**rest)
     source = read_json(manifest) if manifest else kubectl.get("pod", pod)
     pinned, wanted = (image, kube_fit.Needs()) if any_node else kube.look(image, options)
     fresh = kube.restoring(
-        source, container, pinned, name=name, node=node, runtime_class=runtime_class, wanted=wanted
+        source,
+        container,
+        pinned,
+        name=name,
+        node=node,
+        runtime_class=runtime_class,
+        wanted=wanted,
+        keep_labels=keep_labels,
     )
+    if not keep_labels:
+        output.warn(kube_labels.settle(kubectl, source, fresh, kube.namespace_of(kubectl, fresh)))
     if dry_run:
         output.emit_json(fresh)
         return

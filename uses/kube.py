@@ -19,20 +19,14 @@ from cryoci.errors import ConflictError, NotFoundError, ToolError, UsageError
 from cryoci.ociimage import image, reference, referrers, stores
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim.annotated import request
-from cryoci.uses import kube_fit, kubelet_archive
+from cryoci.uses import kube_fit, kube_labels, kubelet_archive
 from cryoci.uses.kubectl import Kubectl
 
 RESTORE = request.PLAIN
 _LONGEST = 63  # of the name of an annotation
 _POLL = 1.0  # seconds
-# What ties a pod to its old life, and the labels by which a controller would take the new one for a spare.
+# What a new pod has of the old one's metadata.
 _METADATA = ("name", "namespace", "labels", "annotations")
-_HASHES = (
-    "pod-template-hash",
-    "controller-revision-hash",
-    "batch.kubernetes.io/controller-uid",
-    "controller-uid",
-)
 
 
 @dataclass(frozen=True)
@@ -171,13 +165,17 @@ def _remote(text: str) -> reference.RegistryRef:
 
 def create(kubectl: Kubectl, pod: dict[str, Any]) -> dict[str, Any]:
     """Create a pod; returns it as the server has it. Raises what the server refuses."""
-    namespace = kubectl.namespace or pod["metadata"].get("namespace") or "default"
-    pod["metadata"]["namespace"] = namespace
+    namespace = pod["metadata"]["namespace"] = namespace_of(kubectl, pod)
     where = urllib.parse.quote(namespace, safe="")
     made = kubectl.post_raw(f"/api/v1/namespaces/{where}/pods?fieldValidation=Strict", pod)
     if not isinstance(made, dict) or "metadata" not in made:
         raise ToolError(f"the API server answered without a pod: {str(made)[:200]}")
     return made
+
+
+def namespace_of(kubectl: Kubectl, pod: dict[str, Any]) -> str:
+    """Where `create` creates it."""
+    return kubectl.namespace or pod["metadata"].get("namespace") or "default"
 
 
 def restoring(
@@ -189,10 +187,12 @@ def restoring(
     node: str | None,
     runtime_class: str,
     wanted: kube_fit.Needs = kube_fit.Needs(),  # noqa: B008  (it is immutable)
+    keep_labels: bool = False,
 ) -> dict[str, Any]:
     """The manifest of a pod like `pod` whose container comes out of a checkpoint image, on a node as `wanted`.
 
-    Raises UsageError, NotFoundError.
+    Labels that controllers put there for themselves stay behind, but with `keep_labels`; of the others see
+    kube_labels. Raises UsageError, NotFoundError.
     """
     _remote(image_reference)
     chosen = choose(pod, container)
@@ -205,8 +205,8 @@ def restoring(
     }
     meta, spec = fresh["metadata"], fresh["spec"]
     meta["name"] = name or f"{old['name'][:54].rstrip('-.')}-restored"
-    labels = {key: value for key, value in (meta.get("labels") or {}).items() if key not in _HASHES}
-    meta["labels"] = labels
+    dropped = () if keep_labels else kube_labels.HASHES
+    meta["labels"] = {key: text for key, text in (meta.get("labels") or {}).items() if key not in dropped}
     # of a pod that was restored itself, whose other containers start anew now
     asking = (f"{RESTORE}.", request.PATH)
     kept = {

@@ -25,7 +25,7 @@ from typing import Any
 from tests.unit import kube_schema
 
 TOKEN = "secret-token"
-GROUPS = ("", "node.k8s.io", "rbac.authorization.k8s.io", "apps", "authorization.k8s.io")  # each v1
+GROUPS = ("", "node.k8s.io", "rbac.authorization.k8s.io", "apps", "batch", "authorization.k8s.io")  # each v1
 PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 
 
@@ -79,6 +79,16 @@ def pod(name: str, *containers: str, node: str = "n1", phase: str = "Running") -
         "status": {"phase": phase},
     }
     return kube_schema.completed("v1", "Pod", given)
+
+
+def controller(kind: str, name: str, selector: dict[str, Any]) -> dict[str, Any]:
+    """A controller of pods in namespace shop that selects as `selector` says, in its own words."""
+    version = {"ReplicationController": "v1", "Job": "batch/v1"}.get(kind, "apps/v1")
+    template = {"metadata": {"labels": {"any": "label"}}, "spec": {"containers": [{"name": "app"}]}}
+    spec: dict[str, Any] = {"selector": selector, "template": template}
+    if kind == "StatefulSet":
+        spec["serviceName"] = name
+    return kube_schema.completed(version, kind, {"metadata": {"name": name}, "spec": spec})
 
 
 def node(name: str, **labels: str) -> dict[str, Any]:
@@ -146,6 +156,7 @@ class Api:
         )
         self.gates: dict[str, bool] = {}
         self.nodes = {"n1": node("n1")}
+        self.controllers: dict[tuple[str, str], dict[str, Any]] = {}  # by resource and name
         self.agents = False
         self.runtime_class: dict[str, Any] = {"handler": "cryoci"}
         self.rules: list[dict[str, Any]] | None = None
@@ -238,6 +249,8 @@ class Api:
             self.created.append(body)
             return 201, {**body, "metadata": {**body["metadata"], "uid": "new", "namespace": "shop"}}
         name = path.rpartition("/")[2]
+        if (what.resource, name) in self.controllers and "/namespaces/shop/" in path:
+            return 200, self.controllers[what.resource, name]
         if path.startswith("/api/v1/namespaces/shop/pods/") and name in self.pods:
             return 200, self.pods[name]
         return failure(404, "NotFound", f'{path.split("/")[-2]} "{name}" not found')

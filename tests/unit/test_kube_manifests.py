@@ -14,7 +14,7 @@ import yaml
 
 from tests.unit import kube_schema
 from tests.unit.images import no_credentials, registry  # noqa: F401
-from tests.unit.kube_api import Asked
+from tests.unit.kube_api import Asked, controller
 from tests.unit.kube_cluster import (  # noqa: F401
     MANIFESTS,
     REPO,
@@ -25,6 +25,7 @@ from tests.unit.kube_cluster import (  # noqa: F401
     program,
     role,
 )
+from tests.unit.test_kube_restore import OWNERS
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
 
@@ -35,7 +36,12 @@ def test_the_role_is_enough_and_nothing_is_too_much(cluster: Cluster, images: di
     cluster.api.rules, cluster.api.agents = rules, True
     assert cluster.run("doctor").returncode == 0
     assert cluster.run("checkpoint", "web").returncode == 0
-    assert cluster.run("restore", "web", "--image", images["cpu"]).returncode == 0
+    owner = cluster.api.pods["web"]["metadata"]["ownerReferences"][0]
+    for kind, (version, selector) in OWNERS.items():
+        owner |= {"apiVersion": version, "kind": kind}
+        cluster.api.controllers[f"{kind.lower()}s", "web"] = controller(kind, "web", selector)
+        restore = ["restore", "web", "--image", images["cpu"], "--name", "web-1"]
+        assert cluster.run(*restore).returncode == 0, kind
     assert cluster.api.used == granted(rules)
     for words in (
         ["delete", "pod", "web", "--now"],
@@ -54,6 +60,7 @@ def test_the_role_is_enough_and_nothing_is_too_much(cluster: Cluster, images: di
         ("pods", ("checkpoint", "web")),
         ("nodes", ("restore", "web", "--image", "{cpu}")),
         ("runtimeclasses", ("restore", "web", "--image", "{cpu}")),
+        ("replicasets", ("restore", "web", "--image", "{cpu}")),
     ],
 )
 def test_what_the_role_lacks_is_said(

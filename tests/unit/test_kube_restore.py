@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from cryoci.errors import ImageError, UnsupportedError, UsageError
 from cryoci.uses import kube, kube_fit
 from tests.unit import kube_schema
 from tests.unit.images import no_credentials, registry  # noqa: F401
-from tests.unit.kube_api import node, pod
+from tests.unit.kube_api import controller, node, pod
 from tests.unit.kube_cluster import Cluster, cluster, images, program  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
@@ -90,6 +91,58 @@ def test_restore_goes_where_the_chip_and_the_driver_are(cluster: Cluster, images
     newer = {f"nvidia.com/cuda.driver-version.{key}": text for key, text in parts.items()}
     older = {f"nvidia.com/cuda.driver.{key.removesuffix('ision')}": text for key, text in parts.items()}
     assert terms == [arch | H100, arch | BY_NVIDIA, arch | product | newer, arch | product | older]
+
+
+OWNERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ReplicationController": ("v1", {"app": "web", "tier": "front"}),
+    "ReplicaSet": ("apps/v1", {"matchLabels": {"app": "web", "tier": "front"}}),
+    "DaemonSet": ("apps/v1", {"matchLabels": {"app": "web"}, "matchExpressions": [
+        {"key": "tier", "operator": "Exists"}, {"key": "canary", "operator": "DoesNotExist"}]}),
+    "StatefulSet": ("apps/v1", {"matchLabels": {"tier": "front"}}),
+    "Job": ("batch/v1", {"matchExpressions": [{"key": "tier", "operator": "In", "values": ["front", "back"]}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OWNERS)
+def test_no_controller_takes_the_new_pod_for_its_own(
+    cluster: Cluster, images: dict[str, str], kind: str
+) -> None:
+    """The label by which it would is left out, rather not one that most Services select by."""
+    version, selector = OWNERS[kind]
+    api, words = cluster.api, ["restore", "web", "--image", images["cpu"]]
+    words += ["--name", "web-7"] if kind == "StatefulSet" else []
+    meta = api.pods["web"]["metadata"]
+    meta["labels"] |= {"tier": "front"}
+    meta["ownerReferences"][0] |= {"apiVersion": version, "kind": kind}
+    assert cluster.run(*words).stderr == ""  # it is gone by now
+    api.controllers[f"{kind.lower()}s", "web"] = controller(kind, "web", selector)
+    told = cluster.run(*words)
+    assert f"label tier=front is left out, by which {kind} web would take" in told.stderr, told.stderr
+    assert json.loads(cluster.run(*words, "--dry-run").stdout)["metadata"]["labels"] == {"app": "web"}
+    assert cluster.run(*words, "--keep-labels").stderr == ""
+    kept = {"app": "web", "tier": "front"}
+    assert [one["metadata"]["labels"] for one in api.created] == [
+        kept, {"app": "web"}, {**kept, "pod-template-hash": "abc"}
+    ]  # fmt: skip
+
+
+def test_labels_that_no_controller_selects_by_stay(cluster: Cluster, images: dict[str, str]) -> None:
+    api, words = cluster.api, ["restore", "web", "--image", images["cpu"]]
+    api.controllers["replicasets", "web"] = controller(
+        "ReplicaSet", "web", {"matchLabels": {"app": "web", "pod-template-hash": "abc"}}
+    )
+    assert cluster.run(*words).stderr == ""
+    owner = api.pods["web"]["metadata"]["ownerReferences"][0]
+    owner["kind"] = "StatefulSet"  # takes only pods that are called web-NUMBER
+    api.controllers["statefulsets", "web"] = controller(
+        "StatefulSet", "web", {"matchLabels": {"app": "web"}}
+    )
+    assert cluster.run(*words).stderr == ""
+    owner |= {"kind": "CloneSet", "apiVersion": "apps.kruise.io/v1"}
+    assert "CloneSet web may take the new pod for its own" in cluster.run(*words).stderr
+    owner |= {"kind": "Node", "apiVersion": "v1"}
+    assert cluster.run(*words).stderr == ""
+    assert [one["metadata"]["labels"] for one in api.created] == [{"app": "web"}] * 4
 
 
 def test_a_pods_own_affinity_still_holds() -> None:
