@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from cryoci.errors import ConflictError, CryociError, UsageError
 from cryoci.shim import engines, netns
-from cryoci.shim.engines import gpu
+from cryoci.shim.engines import gpu, podman
 from cryoci.shim.engines.container import Container
 from cryoci.uses import leftover, share_shelf
 from cryoci.uses.guard_state import start_time
@@ -153,10 +153,11 @@ class Member:
                     f"{self.name} is called {container.name}",
                     hint="name it so: --member NAME=PORT:CONTAINERPORT",
                 )
-            if container.engine == "podman" and self.closers:
+            if container.engine == "podman" and self.closers and not podman.closes(container):
                 raise ConflictError(
-                    f"{self.name} has {len(self.closers)} open connections, and podman cannot restore closed ones",
-                    hint="podman's restore lacks --tcp-close: its clients must close them",
+                    f"{self.name} has {len(self.closers)} open connections, and podman before 5.5 cannot restore "
+                    "closed ones",
+                    hint="start the container with --runtime cryoci-runtime, or have its clients close them",
                 )
             share_shelf.refuse(container)
 

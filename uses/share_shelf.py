@@ -135,7 +135,7 @@ class Shelf:
                 options = dataclasses.replace(options, durable=True)
                 with _swept(name, place), checkpoint(container, place, options):
                     made.where = str(place)
-                    _note(made, place)
+                    _note(made, place, container)
             else:
                 self._put_image(container, made, token, options)
         except BaseException:
@@ -156,7 +156,7 @@ class Shelf:
         with scratch("share.") as work, checkpoint(container, work / "checkpoint", options) as done:
             pushed = image.push(done.directory, goal, registry_options=self._registry)
             made.where = str(dataclasses.replace(goal, digest=pushed.digest))
-            _note(made, done.directory)
+            _note(made, done.directory, container)
 
     def settle(self, name: str) -> Stored | None:
         """What is stored of member `name`, which does not run then. Raises ConfigError."""
@@ -321,7 +321,7 @@ def _sweep(name: str, made: Stored | None) -> None:
         file.unlink()
 
 
-def _note(made: Stored, directory: Path) -> None:
+def _note(made: Stored, directory: Path, container: Container) -> None:
     """Its checkpoint in `directory` is whole and stored: from here on the container may end. Raises ConflictError."""
     dump = dumps.read(str(directory / "checkpoint"))
     made.gpus = dump.to_json() if dump is not None and dump.tasks else None
@@ -330,10 +330,10 @@ def _note(made: Stored, directory: Path) -> None:
         for process in criu_processes.read(DirectoryImages(directory))
         for socket in process.sockets
     )
-    if made.severed and made.engine == "podman":
+    if made.severed and made.engine == "podman" and not podman.closes(container):
         raise ConflictError(
-            f"{made.name} holds TCP connections that were closed under it, which podman cannot restore",
-            hint="they are gone when it has run again",
+            f"{made.name} holds TCP connections that were closed under it, which podman before 5.5 cannot restore",
+            hint="they are gone when it has run again; under --runtime cryoci-runtime they can be restored",
         )
     made.size, made.taken = _whole(directory), time.time()
     made.save()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from cryoci.shim import record, runtime
 from cryoci.shim.engines.container import Container, Overlay, Volume
 
 _DATABASE = "db.sql"  # in podman's graph root
+OURS = "cryoci-runtime"  # as `cryoci install` names it to podman
 
 
 def installed() -> bool:
@@ -130,6 +132,17 @@ def stopped_by_user(container_id: str) -> bool:
 def restart_policy(container: Container) -> str:
     """podman's own restart policy of the container: no, on-failure, always or unless-stopped."""
     return str(container.dumps["config.dump"].get("restart_policy") or "no")
+
+
+def closes(container: Container) -> bool:
+    """Can podman restore the container with the connections closed that CRIU takes for open ones?
+
+    It has a flag for that since 5.5; cryoci-runtime needs none (handover).
+    """
+    if container.facts.get("runtime.name") == OURS:
+        return True
+    numbers = re.match(r"(\d+)\.(\d+)", container.facts.get("engine.version", ""))
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 5)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ from cryoci.shim.gpu.restoring import MAP_ANNOTATION
 from cryoci.shim.memory import index as memory
 from cryoci.shim.restore import made_by
 
-_OURS = "cryoci-runtime"  # as `cryoci install` names it to podman
 _MOMENT = 0.2  # seconds that a restored process must live to count, from podman's word on
 # What podman's import reads (libpod/container_internal_common.go); the rest of the directory stays out.
 _FILES = ("network.status", "devshm-checkpoint.tar", "rootfs-diff.tar", "deleted.files", "ctr.log")
@@ -93,7 +92,7 @@ def restore(directory: Path, own: dict[str, Any], options: RestoreOptions, criu:
         undo.callback(_clean, name, before, volumes)
         with ExitStack() as held:
             left = frozenset[str]()
-            if used == _OURS:  # a plain runtime knows nothing of what is not in the archive
+            if used == podman.OURS:  # a plain runtime knows nothing of what is not in the archive
                 # podman before 5.5 has no word for it
                 apart, criu = {"tcp-close": criu.tcp_close}, dataclasses.replace(criu, tcp_close=None)
                 noted = config["spec"]["annotations"]

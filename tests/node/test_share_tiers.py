@@ -141,3 +141,35 @@ def test_podman_in_a_registry(site: Site) -> None:
     for subject in (one, two):
         node.run(["cryoci", "unpark", subject.name], check=False)
         subject.remove()
+
+
+# Keeps connections open, as most model servers do.
+_KEEPING = """
+import http.server, itertools, json
+numbers = itertools.count(1)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = json.dumps({"count": next(numbers)}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+
+
+def test_podman_with_an_open_connection(site: Site) -> None:
+    """podman 5.4 has no --tcp-close: the runtime below it closes what was severed, and the server answers others."""
+    node = site.a
+    node.sh("rm -f /etc/cryoci/config.toml")
+    run = ["podman", "--runtime=cryoci-runtime", "run", "--detach", "--quiet", "--name=kept"]
+    node.run([*run, site.image, "python3", "-c", _KEEPING])
+    words = ["--member", "kept=9001:8000", "--idle", "300ms", "--host-memory", "0", "--disk", "/srv/kept"]
+    with sharing(node, *words):
+        said = node.run(["python3", "-c", _KEEP, "9001"], timeout=60).stdout.decode().split()
+        assert said[1] == "closed" and int(said[2]) == int(said[0]) + 1  # one process, before and after
+        until(lambda: tiers(node, ["kept"])["kept"] == "disk")
+    node.run(["cryoci", "unpark", "kept"])
+    assert node.sh("ls /srv/kept") == ""
+    node.run(["podman", "rm", "--force", "--time=0", "kept"])
