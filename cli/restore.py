@@ -76,7 +76,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.cli import node
     from cryoci.cli.signals import settle, unwinding
     from cryoci.files import scratch
-    from cryoci.ociimage import archive, image, reference
+    from cryoci.ociimage import archive, reference, unpack  # not image: a restore pushes nothing
     from cryoci.ociimage.trust.policy import Gate
     from cryoci.shim.engines.options import RestoreOptions
     from cryoci.shim.engines.restore import need_root, restore
@@ -129,7 +129,7 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
         else:
             with output.progress(quiet or as_json) as progress, trace.span("fetch") as fetched:
                 pulled = held.enter_context(warm_unpacked.taken(source, gate, output.complain))
-                pulled = pulled or image.pull(
+                pulled = pulled or unpack.pull(
                     source,
                     directory,
                     progress=progress,

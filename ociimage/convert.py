@@ -14,8 +14,6 @@ from pathlib import Path
 
 from cryoci.errors import ConflictError, UnsupportedError, UsageError
 from cryoci.ociimage import archive, dialects, rootfsdiff
-from cryoci.ociimage.criu import processes
-from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.descriptions import HEX64, Base, Converted, Lost, describe
 from cryoci.ociimage.dialects import BARE, CRIO, PODMAN, Dialect, Model
 
@@ -148,6 +146,10 @@ def _rootfs(model: Model, dialect: Dialect, done: Converted) -> None:
 
 def root_mode(model: Model) -> int | None:
     """Permission bits of the root directory at the dump, if the images tell. Raises ImageError."""
+    # imported here, because every restore imports this module, and few look into processes
+    from cryoci.ociimage.criu import processes
+    from cryoci.ociimage.criu.image import DirectoryImages
+
     found = processes.read(DirectoryImages(model.directory))
     return next((p.root_mode & 0o7777 for p in found if p.root_mode), None)
 

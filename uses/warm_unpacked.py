@@ -28,13 +28,14 @@ from typing import Any
 from cryoci import trace
 from cryoci.errors import ConflictError, CryociError, NotFoundError, PrivilegeError, UnsupportedError
 from cryoci.files import read_json, sync_tree, write_json
-from cryoci.ociimage import archive, image, reference, stores
-from cryoci.ociimage.image import Progress, PulledImage
+from cryoci.ociimage import archive, reference, stores, unpack
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import ENCRYPTED
+from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.reference import LayoutRef
 from cryoci.ociimage.stores import Resolved
 from cryoci.ociimage.trust.policy import Gate
+from cryoci.ociimage.unpack import PulledImage
 from cryoci.shim.memory import sums
 
 _NOTE, _FILES = "image.json", "files"
@@ -83,7 +84,7 @@ def put(ref: LayoutRef, *, progress: Progress | None = None) -> Unpacked:
         made = Path(tempfile.mkdtemp(prefix=".new.", dir=base()))
         undo.callback(shutil.rmtree, made, ignore_errors=True)
         gate = Gate(ref, None)
-        pulled = image.pull(ref, made / _FILES, progress=progress, gate=gate)
+        pulled = unpack.pull(ref, made / _FILES, progress=progress, gate=gate)
         checkpoint = archive.validate(made / _FILES)
         note = {
             "version": _VERSION,
@@ -106,7 +107,7 @@ def taken(
 ) -> Iterator[PulledImage | None]:
     """The image `ref` as it lies here unpacked, for the time of a with block; None when it does not.
 
-    `gate` is as in `image.pull`. Raises what it raises. One that is not as it was is told to `complain`, and is none.
+    `gate` is as in `unpack.pull`. Raises what it raises. One that is not as it was is told to `complain`, and is none.
     """
     if not isinstance(ref, LayoutRef) or ref.path != reference.default_store() or not base().is_dir():
         yield None
