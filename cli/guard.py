@@ -19,7 +19,7 @@ from cryoci.cli import app_options, criu_options, groups, output
 def command() -> None:
     """Guard a container: checkpoints at intervals, the newest good one back after a crash.
 
-    `cryoci guard CONTAINER` is short for `cryoci guard run CONTAINER`.
+    `cryoci guard CONTAINER` is short for `cryoci guard run CONTAINER`, whose --help has its options.
 
     \b
     Examples:

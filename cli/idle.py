@@ -18,7 +18,7 @@ from cryoci.cli import groups, output
 def command() -> None:
     """Park containers that nobody uses, and bring them back when somebody comes.
 
-    `cryoci idle MEMBER...` is short for `cryoci idle run MEMBER...`.
+    `cryoci idle MEMBER...` is short for `cryoci idle run MEMBER...`, whose --help has its options.
 
     \b
     Examples:

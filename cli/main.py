@@ -139,9 +139,16 @@ def report(command: click.Command) -> None:
         sys.exit(141)
     except OSError as e:
         click.echo(f"cryoci: {e.strerror}: {e.filename}" if e.filename else f"cryoci: {e}", err=True)
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        click.echo(f"hint: {_FULL if full else 'see who owns that file, and its file system'}", err=True)
+        click.echo(f"hint: {_hint(e)}", err=True)
         sys.exit(1)
+
+
+def _hint(e: OSError) -> str:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _FULL
+    if e.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
+        return "use sudo: containers, and what cryoci keeps of them, are root's"
+    return "see who owns that file, and its file system"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ def command(as_json: bool, quiet: bool) -> None:
       cryoci ps
       cryoci ps --json
     """
+    from cryoci.shim.engines import need_root
     from cryoci.shim.engines.overview import rows
 
+    need_root()  # podman would tell of its caller's own containers
     found = rows()
     if as_json:
         output.emit_json(found)

@@ -86,6 +86,8 @@ def _load(path: Path, *, required: bool) -> dict[str, Any]:
             ) from None
         return {}
     except (OSError, ValueError) as e:
+        if isinstance(e, PermissionError) and not required:
+            return {}  # another user's
         raise ConfigError(
             f"cannot read the auth file {path}: {e}", hint="repair or remove it, then log in"
         ) from e

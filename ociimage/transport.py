@@ -49,7 +49,8 @@ class LostError(RegistryError):
     """A request that may be tried again failed; `status` is None when the connection was lost."""
 
     def __init__(self, message: str, status: int | None, pause: float | None) -> None:
-        super().__init__(message, hint="try again later")
+        lost = "see that a registry listens there and can be reached from here, then try again"
+        super().__init__(message, hint="try again later" if status else lost)
         self.status = status
         self.pause = pause
 

@@ -82,6 +82,7 @@ class Guard:
                 hint=f"see `cryoci guard status`; end it by `cryoci guard stop {name}`",
             )
         self.state = known or State(name, "", options.root, options.to, options.every, options.keep)
+        self._begun = known is not None
 
     def metrics(self) -> list[Metric]:
         """Numbers for Prometheus."""
@@ -124,7 +125,10 @@ class Guard:
                 return self._run()
             finally:
                 self.state.pid = 0
-                self.state.save()
+                if self._begun:
+                    self.state.save()
+                else:  # there was nothing to guard
+                    guard_state.forget(self.state)
 
     def _run(self) -> State:
         state, options = self.state, self._options
@@ -132,6 +136,7 @@ class Guard:
         state.pid, state.started = os.getpid(), guard_state.start_time(os.getpid())
         state.kept = [kept for kept in state.kept if self._place.has(kept)]
         container = self._begin()
+        self._begun = True
         while True:
             state.phase = "watching"
             state.save()

@@ -113,12 +113,14 @@ def directory(name: str) -> Path:
 
 
 def load(name: str) -> State | None:
-    """The state of the guard of container `name`; None when there is none. Raises ConfigError."""
+    """The state of the guard of container `name`; None when there is none. Raises ConfigError, PermissionError."""
     file = directory(name) / "state.json"
     try:
         return _state(read_json(file))
     except FileNotFoundError:
         return None
+    except PermissionError:  # nothing is wrong with it
+        raise
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ConfigError(
             f"the state of the guard of {name} cannot be read: {file}: {e}",

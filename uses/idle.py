@@ -139,7 +139,7 @@ class Idle:
 
 
 def servers(names: Sequence[str], ports: Sequence[str], tokens: Sequence[str]) -> dict[str, Jupyter]:
-    """Jupyter servers of `NAME=PORT` and `NAME=FILE`. Raises UsageError."""
+    """Jupyter servers of `NAME=PORT` and `NAME=FILE`, which can be read by now. Raises UsageError, ConfigError."""
     found: dict[str, Jupyter] = {}
     files = dict(_pair(word, names, "--jupyter-token") for word in tokens)
     for name, text in (_pair(word, names, "--jupyter") for word in ports):
@@ -147,6 +147,8 @@ def servers(names: Sequence[str], ports: Sequence[str], tokens: Sequence[str]) -
             raise UsageError(f"--jupyter {name}={text[:80]}: that is no port", hint="write NAME=8888")
         file = files.pop(name, None)
         found[name] = Jupyter(int(text), None if file is None else Path(file))
+        if file is not None:
+            idle_probe.read_token(Path(file))
     if files:
         raise UsageError(f"--jupyter-token {min(files)}=...: there is no --jupyter for it")
     return found

@@ -160,7 +160,7 @@ def kernels(pid: int, server: Jupyter) -> list[Kernel]:
     """The kernels of the Jupyter server in the container of `pid`. Raises UnsupportedError, ConfigError, OSError."""
     headers = {"Connection": "close"}
     if server.token_file is not None:
-        headers["Authorization"] = f"token {_token(server.token_file)}"
+        headers["Authorization"] = f"token {read_token(server.token_file)}"
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_SECONDS)
     made = netns.within(pid, lambda: socket.create_connection(("127.0.0.1", server.port), _SECONDS))
     connection.sock = made
@@ -204,12 +204,14 @@ def parse_kernels(body: bytes) -> list[Kernel]:
         ) from e
 
 
-def _token(file: Path) -> str:
+def read_token(file: Path) -> str:
+    """What a file of --jupyter-token holds. Raises ConfigError."""
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(
-            f"the token of Jupyter cannot be read: {file}: {e}", hint="write it into that file"
+            f"the token of Jupyter cannot be read: {file}: {why}", hint="write it into that file"
         ) from e
     if not token or not token.isascii() or not token.isprintable():
         raise ConfigError(f"{file} holds no token", hint="one line of printable characters")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -71,16 +72,21 @@ class Share:
 
         Raises ConflictError, NotFoundError, and what `beside` raises.
         """
-        await self._begin()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
+            # ports first: who is parked for a daemon that cannot start stays parked
+            doors = []
             for member in self.members:
                 if member.port:
-                    await stack.enter_async_context(await self._listen(member))
-                    self._say(f"{member.name}: {member.host}:{member.port} -> {member.inner}")
+                    doors.append((member, await self._listen(member)))
+                    stack.push_async_exit(doors[-1][1])
+            await self._begin()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop.set)
+            for member, server in doors:
+                await server.start_serving()
+                self._say(f"{member.name}: {member.host}:{member.port} -> {member.inner}")
             parts = [self._schedule, self._notice] + ([beside] if beside is not None else [])
             parts += [self._tiers.watch] if self._tiers is not None else []
             work = [asyncio.ensure_future(part()) for part in parts]
@@ -124,10 +130,10 @@ class Share:
             task.add_done_callback(self._tasks.discard)
 
         try:
-            return await asyncio.start_server(connected, member.host, member.port)
+            return await asyncio.start_server(connected, member.host, member.port, start_serving=False)
         except OSError as e:
             raise ConflictError(
-                f"cannot listen on {member.host}:{member.port} for {member.name}: {e.strerror}",
+                f"cannot listen on {member.host}:{member.port} for {member.name}: {os.strerror(e.errno or 0)}",
                 hint="another program has that port: give the member another one",
             ) from e
 

@@ -47,9 +47,7 @@ def warm(
     """Warm one image. Raises NotFoundError, IntegrityError, RegistryError, UsageError."""
     began = time.monotonic()
     if isinstance(ref, reference.RegistryRef):
-        # the repository alone may be somebody's own image in the store
-        name = f"{ref.repository}:{ref.tag or (ref.digest or '').replace('sha256:', '')[:12] or 'latest'}"
-        local = reference.LayoutRef(reference.default_store(), name)
+        local = _local(ref)
         copied = image.copy(ref, local, progress=progress, registry_options=registry_options)
         fetched = copied.size - copied.skipped
     elif isinstance(ref, reference.LayoutRef):
@@ -65,6 +63,12 @@ def warm(
     return Warmed(
         str(local.name or local), found.top.digest, size, fetched, base, pulled, time.monotonic() - began
     )
+
+
+def _local(ref: reference.RegistryRef) -> reference.LayoutRef:
+    """What it is called in the local store: the repository alone may be somebody's own image there."""
+    name = f"{ref.repository}:{ref.tag or (ref.digest or '').replace('sha256:', '')[:12] or 'latest'}"
+    return reference.LayoutRef(reference.default_store(), name)
 
 
 def unpack(
@@ -110,7 +114,7 @@ def drop(refs: list[reference.LayoutRef | reference.RegistryRef]) -> list[str]:
         return list(dict.fromkeys([*warm_memory.drop(None), *warm_unpacked.drop(None)]))
     gone = []
     for ref in refs:
-        found = warm_unpacked.drop(ref) if isinstance(ref, reference.LayoutRef) else []
+        found = warm_unpacked.drop(_local(ref) if isinstance(ref, reference.RegistryRef) else ref)
         try:
             found += warm_memory.drop([ref])
         except NotFoundError:

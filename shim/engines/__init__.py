@@ -10,13 +10,18 @@ from cryoci.shim.engines import bare, podman
 from cryoci.shim.engines.container import Container
 
 
+def need_root() -> None:
+    """Raise PrivilegeError for anybody but root."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("this needs root: it is about other users' processes", hint="use sudo")
+
+
 def find(name: str, *, root: str | None = None) -> Container:
     """The container called `name`: podman's, or one of bare runc or crun under `root`.
 
     With `root` only bare ones are looked for. Raises NotFoundError, PrivilegeError.
     """
-    if os.geteuid() != 0:
-        raise PrivilegeError("a checkpoint needs root: CRIU reads other processes' memory", hint="use sudo")
+    need_root()
     found = podman.find(name) if root is None else None
     found = found or bare.find(name, root)
     if found is None:

@@ -119,9 +119,11 @@ def test_a_gpu_that_says_nothing_is_told() -> None:
         Watch(ignored=frozenset({"traffic"})).look(os.getpid(), seen)
 
 
-def test_servers() -> None:
-    found = idle.servers(["a", "b"], ["a=1", "b=2"], ["b=/t=x"])
-    assert found == {"a": Jupyter(1), "b": Jupyter(2, Path("/t=x"))}
+def test_servers(tmp_path: Path) -> None:
+    token = tmp_path / "t=x"
+    token.write_text("secret")
+    found = idle.servers(["a", "b"], ["a=1", "b=2"], [f"b={token}"])
+    assert found == {"a": Jupyter(1), "b": Jupyter(2, token)}
     wrong: list[tuple[Any, Any]] = [(["c=1"], []), (["a"], []), (["a=0"], []), (["a=x"], []), ([], ["a=/t"])]
     for ports, tokens in wrong:
         with pytest.raises(UsageError):
@@ -134,9 +136,9 @@ def test_tokens(tmp_path: Path) -> None:
         if text is not None:
             file.write_text(text)
         with pytest.raises(ConfigError):
-            idle_probe._token(file)
+            idle_probe.read_token(file)
     file.write_text("secret\n")
-    assert idle_probe._token(file) == "secret"
+    assert idle_probe.read_token(file) == "secret"
 
 
 def test_state_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
