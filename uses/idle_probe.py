@@ -128,7 +128,9 @@ class Watch:
         self._carried, self._opened, self._asked = carried, opened, 0
         if first or not (moved > 0 or fresh):
             return ""
-        return f"{moved} bytes in {len(carried)} connections" if moved > 0 else f"{fresh} new connections"
+        if moved > 0:
+            return f"{moved} bytes in {len(carried)} connection{'' if len(carried) == 1 else 's'}"
+        return f"{fresh} new connection{'' if fresh == 1 else 's'}"
 
     def _cpu_time(self, members: Sequence[int], first: bool) -> str:
         before, self._cpu = self._cpu, (time.monotonic(), cpu_seconds(members))

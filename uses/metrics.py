@@ -36,7 +36,9 @@ def text(metrics: Sequence[Metric]) -> str:
         lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
         for labels, value in metric.samples:
             inner = ",".join(f'{key}="{_escape(label)}"' for key, label in labels.items())
-            lines.append(f"{metric.name}{{{inner}}} {value:.9g}" if inner else f"{metric.name} {value:.9g}")
+            head = f"{metric.name}{{{inner}}}" if inner else metric.name
+            # to the last digit: rounded to nine, a time of day is right to 100 s
+            lines.append(f"{head} {int(value) if value == value // 1 else value!r}")
     return "\n".join(lines) + "\n"
 
 

@@ -82,7 +82,9 @@ def _line(
             "unused": max(0.0, now - shared.used),
             "note": shared.problem or line.note,
         }
-        if line.state == "parked" and shared.tier == "host":
+        if shared.tier in ("running", "host"):  # which of the two, its daemon may write a moment later
+            more["tier"] = "host" if line.state == "parked" else "running"
+        if line.state == "parked" and more["tier"] == "host":
             more["parked_by"] = "share"
     if watched is not None:
         more |= {"unused": max(0.0, now - watched.used), "note": watched.problem or more.get("note", "")}

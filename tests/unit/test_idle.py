@@ -70,7 +70,7 @@ def test_bytes_on_a_connection_are_use() -> None:
                 assert watch.look(server.pid, Gpus()) == ""
                 client.send(b"bb")
                 client.recv(2)
-                assert "bytes in 1 connections" in watch.look(server.pid, Gpus())
+                assert "bytes in 1 connection" in watch.look(server.pid, Gpus())
                 assert watch.look(server.pid, Gpus()) == ""
         finally:
             server.kill()

@@ -40,12 +40,12 @@ def test_the_format() -> None:
     made = metrics.text(
         [
             metrics.Metric("a_total", "counter", "A.", [({"x": 'q"\\\n'}, 3), ({"x": "y"}, 0.5)]),
-            metrics.Metric("b", "gauge", "B.", [({}, 1e9)]),
+            metrics.Metric("b", "gauge", "B.", [({}, 1.5e9), ({}, 1795898901.25)]),
         ]
     )
     assert made == (
         "# HELP a_total A.\n# TYPE a_total counter\n"
-        'a_total{x="q\\"\\\\\\n"} 3\na_total{x="y"} 0.5\n# HELP b B.\n# TYPE b gauge\nb 1e+09\n'
+        'a_total{x="q\\"\\\\\\n"} 3\na_total{x="y"} 0.5\n# HELP b B.\n# TYPE b gauge\nb 1500000000\nb 1795898901.25\n'
     )
 
 
