@@ -70,18 +70,20 @@ def command(
       cryoci push --compression zstd:3 -a com.example.ticket=42 ./checkpoint oci:/backup:counter
     """
     from cryoci.errors import UsageError
-    from cryoci.ociimage import buildah, image, reference
+    from cryoci.ociimage import image, reference
 
     result: image.PackResult | image.CopyResult
     origin = reference.parse(source)
-    if target.startswith(buildah.STORAGE):
+    if target.startswith(reference.STORAGE):
         if encrypt_to or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
             raise UsageError(
                 f"{target} takes a directory or an archive, not encrypted",
                 hint=f"pull {source} to a directory first",
             )
         with output.progress(quiet or as_json) as progress, _directory(origin, progress) as directory:
-            name = target.removeprefix(buildah.STORAGE)
+            from cryoci.ociimage import buildah  # whose shell takes as long to import as a small push
+
+            name = target.removeprefix(reference.STORAGE)
             result = buildah.build(directory, name, annotations=_annotations(annotations))
         _report(result, as_json=as_json, quiet=quiet)
         return

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from cryoci.errors import ToolError, UsageError
 from cryoci.ociimage import archive, layers, pack, stores, transport
-from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.reference import STORAGE, LayoutRef, RegistryRef
 from cryoci.ociimage.shell import Program
 from cryoci.ociimage.transport import RegistryOptions
 
-STORAGE = "containers-storage:"  # a target of push: the images of podman, buildah and CRI-O on this node
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,254}\Z")
 _HINT = "the backend of cryoci itself needs no buildah: leave out --backend"
 

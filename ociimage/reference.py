@@ -21,6 +21,7 @@ from cryoci.errors import UsageError
 
 DEFAULT_STORE = "/var/lib/cryoci/images"
 DEFAULT_TAG = "latest"
+STORAGE = "containers-storage:"  # a target of push: the images of podman, buildah and CRI-O on this node
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst")
 MAX_LENGTH = 4096
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from cryoci.cli import output
 from cryoci.errors import NotFoundError, UsageError
-from tests.unit.images import checkpoint, no_credentials, registry, tree_of  # noqa: F401
+from tests.unit.images import checkpoint, make_checkpoint, no_credentials, registry, tree_of  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
 VERBS = (
@@ -120,6 +120,19 @@ def test_a_restore_out_of_a_store_loads_no_http_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not {"requests", "http.client", "ssl", "oras", "rich", "cryptography"} & set(done.stdout.split())
+
+
+def test_a_push_loads_no_shell(tmp_path: Path) -> None:
+    """That of the buildah backend imports asyncio, which takes as long as all else that a small push does."""
+    source = make_checkpoint(tmp_path / "ck")
+    code = (
+        "import sys\nfrom cryoci.cli.push import command\n"
+        "command(sys.argv[1:], standalone_mode=False)\nprint(*sys.modules)"
+    )
+    words = ["-q", str(source), f"oci:{tmp_path}/layout:1"]
+    done = subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, text=True)
+    assert (tmp_path / "layout/index.json").exists() and "cryoci.ociimage.pack" in done.stdout
+    assert not {"sh", "asyncio", "cryoci.ociimage.buildah"} & set(done.stdout.split())
 
 
 def test_units() -> None:
