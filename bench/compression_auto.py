@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cryoci.ociimage import archive, layers
+from cryoci.ociimage import archive, frames, layers
 
 LINKS = (10, 50, 200, 800, 0)  # MB/s; 0 is as fast as the machine
 BUFFER = 0.05  # seconds of traffic that the link's buffers hold: a late taker does not leave it idle
@@ -44,7 +44,7 @@ def send(directory: Path, codec: str, rate: int) -> dict[str, Any]:
     began = time.monotonic()
     size, due = 0, began
     digest = hashlib.sha256()
-    with layers.Pool(layers.Compression.parse(codec)) as pool:
+    with frames.Pool(layers.Compression.parse(codec)) as pool:
         for frame in layers.Writer(directory, layers.Plan("m", (file,)), pool, lambda n: None).open():
             digest.update(frame)
             size += len(frame)

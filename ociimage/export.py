@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryoci import files
 from cryoci.errors import ConflictError, SpaceError
-from cryoci.ociimage import archive, layers
+from cryoci.ociimage import archive, frames, layers
 from cryoci.ociimage.progress import Progress, Silent
 from cryoci.ociimage.reference import ArchiveRef
 
@@ -43,7 +43,7 @@ def export(directory: Path, ref: ArchiveRef, *, progress: Progress | None = None
     token = progress.start(ref.path.name, plan.raw_size)
     part = ref.path.with_name(f".{ref.path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with layers.Pool(compression) as pool, open(part, "xb", opener=_private) as out:
+        with frames.Pool(compression) as pool, open(part, "xb", opener=_private) as out:
             writer = layers.Writer(directory, plan, pool, lambda n: progress.advance(token, n))
             for frame in writer.open():
                 out.write(frame)

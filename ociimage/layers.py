@@ -10,27 +10,26 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryoci.errors import ImageError, UsageError
-from cryoci.ociimage import adaptive, archive, blob, manifest, tar, zstd
 from cryoci.ociimage import annotations as families
+from cryoci.ociimage import archive, manifest, tar, zstd
+from cryoci.ociimage.frames import Made, Pass, Pool
 
 FRAME = 2 << 20  # bytes of tar per compressed frame
 BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
 SHARED = 32  # layers that chunks of memory get, however many other files there are
 MAX_LAYERS = 100  # overlayfs stops at about 127 lower directories in container storage
 _CHUNK = re.compile(r"checkpoint/cryoci-memory-([0-9]{1,7})-([0-9a-f]{1,16})\.img\Z")
-DEPTH = 3  # frames in flight per layer
-WORKERS = 2
+DEPTH = 6  # frames in flight per layer; those that are done wait to be sent
 
 
 @dataclass(frozen=True)
@@ -185,33 +184,6 @@ def folders_of(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({name.partition("/")[0] for name in names if "/" in name}))
 
 
-class Pool:
-    """The compressing threads that all layers share; close it, or use it as a context manager."""
-
-    def __init__(self, compression: Compression, workers: int = WORKERS) -> None:
-        self.compression = compression
-        self.gauge = adaptive.Gauge() if compression.auto else None
-        self._local = threading.local()
-        self._executor = ThreadPoolExecutor(workers, "cryoci-compress")
-
-    def submit(self, data: memoryview) -> Future[bytes]:
-        """Compress `data` to one frame; it must not change until the result is there."""
-        return self._executor.submit(self._compress, data)
-
-    def _compress(self, data: memoryview) -> bytes:
-        level = self.gauge.level if self.gauge is not None else self.compression.level
-        known: dict[int, Callable[[memoryview], bytes]] = self._local.__dict__.setdefault("compressors", {})
-        if level not in known:
-            known[level] = self.compression.compressor(level)
-        return known[level](data)
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-
 class Writer:
     """A layer to be written: `open` may be called again when a transfer must start over.
 
@@ -242,42 +214,30 @@ class Writer:
 
     def open(self) -> Iterator[bytes]:
         """Compressed frames in order. Raises ImageError when a file changes under our hands, OSError."""
-        digest = blob.Digest()
         spare: list[bytearray] = []
-        pending: deque[tuple[Future[bytes], Future[None] | None, memoryview, bytearray]] = deque()
-
-        def take() -> bytes:
-            compressed, hashed, view, buffer = pending.popleft()
-            result = compressed.result()
-            if hashed is not None:
-                hashed.result()
-            self._shown += len(view)
-            self._advance(len(view))
-            view.release()
-            spare.append(buffer)
-            return result
-
+        run = Pass(self._pool, self._frames(spare), spare, digested=self._digested)
         self._advance(-self._shown)
         self._shown = 0
-        for view, buffer in self._frames(spare):
-            hashed = digest.update(view) if self._digested else None
-            pending.append((self._pool.submit(view), hashed, view, buffer))
-            if len(pending) == DEPTH:
-                yield from self._timed(take)
-        while pending:
-            yield from self._timed(take)
-        self.diff_id = digest.result() if self._digested else ""
+        pending: deque[Future[Made | None]] = deque()
+        try:
+            while True:
+                while len(pending) < DEPTH:
+                    pending.append(run.begin())
+                began = time.monotonic()
+                made = pending.popleft().result()
+                if made is None:
+                    break
+                had = time.monotonic()
+                self._shown += made.size
+                self._advance(made.size)
+                yield made.data
+                if self._pool.gauge is not None:
+                    self._pool.gauge.note((had - began) * made.share, time.monotonic() - had)
+        finally:
+            run.close()
+        self.diff_id = run.digest() if self._digested else ""
 
-    def _timed(self, take: Callable[[], bytes]) -> Iterator[bytes]:
-        """One frame; the pool hears how long it was waited for, and how long its taker was busy with it."""
-        began = time.monotonic()
-        frame = take()
-        had = time.monotonic()
-        yield frame
-        if self._pool.gauge is not None:
-            self._pool.gauge.note(had - began, time.monotonic() - had)
-
-    def _frames(self, spare: list[bytearray]) -> Iterator[tuple[memoryview, bytearray]]:
+    def _frames(self, spare: list[bytearray]) -> Generator[tuple[memoryview, bytearray]]:
         """The tar in buffers of FRAME bytes, taken from `spare` so that pages are touched only once."""
         buffer, used = bytearray(FRAME), 0
         for fill in self._pieces():

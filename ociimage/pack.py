@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cryoci.errors import UsageError
 from cryoci.files import passing
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, chunks, layers, parallel, stores
+from cryoci.ociimage import archive, blob, chunks, frames, layers, parallel, stores
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (
     CONFIG,
@@ -108,7 +108,7 @@ def push(
         shared = [*here, *(parent.select(digests, store, room) if parent else ())]
         plans = layers.plan(checkpoint, {n for layer in shared for n in layer.files}, len(shared))
         seal = _seal(encrypt_to, codec, plans)
-        with layers.Pool(codec) as pool:
+        with frames.Pool(codec) as pool:
             done = _put_layers(store, plans, pool, directory, progress or Silent(), seal)
         config = ImageConfig(
             goarch(noted.get(families.CRIU + "host.arch")),
@@ -198,7 +198,7 @@ def _descriptor(media_type: str, data: bytes) -> Descriptor:
 def _put_layers(
     store: Layout | Registry,
     plans: list[layers.Plan],
-    pool: layers.Pool,
+    pool: frames.Pool,
     directory: Path,
     progress: Progress,
     seal: Seal | None,

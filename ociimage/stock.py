@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cryoci.errors import CryociError, ImageError, IntegrityError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, chunks, inflate, layers, parallel, stores, tar
+from cryoci.ociimage import archive, blob, chunks, frames, inflate, layers, parallel, stores, tar
 from cryoci.ociimage.incoming import WORKERS, raw_limit
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import CONFIG, MANIFEST, Descriptor, ImageConfig, Manifest, digest_of, goarch
@@ -32,7 +32,7 @@ class Stock:
     def __init__(self, store: Layout | Registry, compression: str) -> None:
         self._store = store
         self._codec = layers.Compression.parse(compression)
-        self._pool = layers.Pool(self._codec)
+        self._pool = frames.Pool(self._codec)
         self._stop = parallel.Stop()
         self._lock = threading.Lock()
         self._layers: list[chunks.Shared] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cryoci.ociimage import adaptive, archive, image, layers
+from cryoci.ociimage import adaptive, archive, frames, image, layers
 from cryoci.ociimage.adaptive import LEVELS, START, Gauge
 from cryoci.ociimage.reference import LayoutRef
 from tests.unit.images import make_checkpoint, tree_of
@@ -32,7 +32,7 @@ def test_it_follows_the_slower_side() -> None:
 def packed(directory: Path, seconds: float) -> int:
     """Bytes of a layer whose taker needs so long for each frame."""
     plan = layers.Plan("m", (archive.File("memory", (directory / "memory").stat().st_size),))
-    with layers.Pool(layers.Compression.parse("auto")) as pool:
+    with frames.Pool(layers.Compression.parse("auto")) as pool:
         size = 0
         for frame in layers.Writer(directory, plan, pool, lambda n: None).open():
             size += len(frame)
