@@ -4,11 +4,13 @@
 
     python -m bench.push_image                  in a fresh test node (root), on a dump made there
     python -m bench.push_image --gb 2 6 --disk  one after the other on these sizes; 6 GB fit on no tmpfs of ours
+    python -m bench.push_image --push --only cryoci 'oras push'   some of the tools, and no pulls
     python -m bench.push_image --dir DIR        in a fresh test node, on a checkpoint directory of yours
 
 Everything happens in one node: a process with 2 GB of varied memory is dumped by criu, and each tool brings
 the result to a docker-registry on loopback. The tools take turns, round by round, so that the machine's mood is
-shared; the registry starts empty each time. Prints a markdown table: medians of seconds, the peak resident
+shared; the registry starts empty each time, and the checkpoint
+lies in the page cache, as one just made does. Prints a markdown table: medians of seconds, the peak resident
 memory of the largest process of each tool, and its scratch: the most that the disk held during the run, less what
 it held before and what the target holds in the end (sampled every 20 ms).
 """
@@ -220,7 +222,7 @@ def measure(
         for tool in tools:
             if empty:
                 fresh_registry(node)
-            node.sh("sync")
+            node.sh(f"sync; cat {CK}/checkpoint/* >/dev/null", timeout=600)
             said = node.run(["python3", "-IS", f"{WORK}/timer.py", tool.script, target], timeout=1800)
             result = json.loads(said.stdout)
             if result["status"] != 0:
@@ -317,6 +319,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", action="store_true", help="node storage on disk; default: tmpfs")
+    parser.add_argument("--push", action="store_true", help="package and push alone")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORDS", help="tools whose names have any of these words"
+    )
     args = parser.parse_args()
     for megabytes in [gb * 1000 for gb in args.gb] if args.gb else [args.size]:
         compare(args, megabytes)
@@ -333,20 +339,38 @@ def compare(args: argparse.Namespace, megabytes: int) -> None:
             "grep -oE '[0-9]+\\.[0-9]+(\\.[0-9]+)?' | head -1)\"; done; oras version | head -1 | "
             "tr -s ' ' | sed s/Version:/oras/"
         )
-        pushed = measure(node, TOOLS, args.rounds, f"{WORK}/registry", empty=True)
+        pushed = measure(node, chosen(TOOLS, args.only), args.rounds, f"{WORK}/registry", empty=True)
         node.sh(f"cryoci push -q {CK} oci:{WORK}/made:1", timeout=600)
-        moved = measure(node, MOVERS, args.rounds, f"{WORK}/registry", empty=True)
-        node.sh(f"cryoci push -q {CK} {REGISTRY}/bench/image:1", timeout=600)
-        node.sh(f"{ORAS} {REGISTRY}/bench/raw:1 $(find . -type f -printf '%P ')", timeout=600)
-        pulled = measure(node, PULLERS, args.rounds, f"{WORK}/out", empty=False)
         size = json.loads(node.sh(f"cryoci inspect --json oci:{WORK}/made:1"))["image"]["size"]
+        if args.push:
+            moved, pulled = {}, {}
+        else:
+            moved, pulled = others(node, args)
     print(f"{raw / 1e9:.2f} GB of CRIU image and descriptions, {size / 1e9:.2f} GB as an image (zstd 1).")
     print(f"Load when it began: {load:.1f}.")
     kind = "disk" if args.disk else "tmpfs"
     print(f"{os.cpu_count()} cores, Linux {platform.release()}, {kind}; {versions.strip()}.\n")
     print(table("Package and push", pushed, raw), "\n")
-    print(table("Push a finished image", moved, raw), "\n")
-    print(table("Pull", pulled, raw), "\n")
+    if moved:
+        print(table("Push a finished image", moved, raw), "\n")
+    if pulled:
+        print(table("Pull", pulled, raw), "\n")
+
+
+def chosen(tools: tuple[Tool, ...], only: list[str] | None) -> tuple[Tool, ...]:
+    """Those of `tools` that were asked for; the first one, to which others are compared, is always among them."""
+    return tuple(t for t in tools if not only or t is tools[0] or any(words in t.name for words in only))
+
+
+Results = dict[str, list[dict[str, float]]]
+
+
+def others(node: Node, args: argparse.Namespace) -> tuple[Results, Results]:
+    """Pushes of the finished image, and pulls."""
+    moved = measure(node, chosen(MOVERS, args.only), args.rounds, f"{WORK}/registry", empty=True)
+    node.sh(f"cryoci push -q {CK} {REGISTRY}/bench/image:1", timeout=600)
+    node.sh(f"{ORAS} {REGISTRY}/bench/raw:1 $(find . -type f -printf '%P ')", timeout=600)
+    return moved, measure(node, chosen(PULLERS, args.only), args.rounds, f"{WORK}/out", empty=False)
 
 
 if __name__ == "__main__":
