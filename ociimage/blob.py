@@ -39,11 +39,15 @@ class Fetched:
 class Source(Protocol):
     """Bytes that can be read again from the start, which is how a broken transfer goes on.
 
-    `name` is what a later push of the same calls it by; empty when there can be no such push.
+    `name` is what a later push of the same calls it by; empty when there can be no such push. `size` is how many there
+    will be, None when that is not known before.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
 
     def open(self) -> Iterator[bytes]:
         """The bytes, in chunks."""
@@ -59,6 +63,7 @@ class Bytes:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self.size = len(data)
 
     def open(self) -> Iterator[bytes]:
         """The bytes, at once."""
@@ -76,6 +81,7 @@ class Opened:
     opener: Callable[[], Iterator[bytes]]
     name: str = ""
     seeker: Callable[[int], Iterator[bytes]] | None = None
+    size: int | None = None
 
     def open(self) -> Iterator[bytes]:
         """What the function returns."""

@@ -213,7 +213,9 @@ def _put_layers(
         if seal is not None:
             sealer = seal.sealer(plan.title)
             opener = lambda: sealer.seal(writer.open())  # noqa: E731
-        source = blob.Opened(lambda: stop.guard(opener()), plan.title)
+        # what is neither compressed nor encrypted is as long as its tar
+        size = plan.raw_size if pool.compression.codec == "none" and seal is None else None
+        source = blob.Opened(lambda: stop.guard(opener()), plan.title, size=size)
         stored = store.put_blob(source, None, lambda n: None)
         progress.done(token)
         return stored, writer

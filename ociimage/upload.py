@@ -45,6 +45,7 @@ class Upload:
         self._path = path
         self._source = source
         self._expected = expected
+        self._promised = expected.size if expected else source.size
         self._advance = advance
         self._name = expected.digest if expected else source.name
         self._journal = journal if self._name else None
@@ -133,9 +134,9 @@ class Upload:
 
     def _body(self, chunks: Iterator[bytes], skip: int) -> Iterator[memoryview]:
         """What is sent from byte `skip` on: with its length where that is known, which spares a copy."""
-        if self._expected is None:
+        if self._promised is None:
             return self._counted(chunks, skip, PIECE)
-        left = max(0, self._expected.size - skip)
+        left = max(0, self._promised - skip)
         return _Sized(self._counted(chunks, skip, blob.CHUNK, left), left)
 
     def _counted(
@@ -158,9 +159,9 @@ class Upload:
 
     def _range(self, offset: int) -> dict[str, str]:
         """The headers of a PATCH. distribution-spec wants the range, which is known when the size is."""
-        if self._expected is None or offset >= self._expected.size:
+        if self._promised is None or offset >= self._promised:
             return OCTETS
-        return {**OCTETS, "Content-Range": f"{offset}-{self._expected.size - 1}"}
+        return {**OCTETS, "Content-Range": f"{offset}-{self._promised - 1}"}
 
     def _read(self, chunks: Iterator[bytes]) -> bytes | None:
         try:

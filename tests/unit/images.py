@@ -242,7 +242,11 @@ class Proxy:
 
     def _read(self, handler: http.server.BaseHTTPRequestHandler) -> tuple[bytes, bool]:
         if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return handler.rfile.read(int(handler.headers.get("Content-Length") or 0)), False
+            length = int(handler.headers.get("Content-Length") or 0)
+            if handler.command == "PATCH" and self.cut is not None and length > self.cut:
+                data, self.cut = handler.rfile.read(self.cut), None
+                return data, True
+            return handler.rfile.read(length), False
         data = b""
         while size := int(handler.rfile.readline() or b"-1", 16):
             if size < 0:

@@ -363,19 +363,20 @@ def test_a_killed_push_of_a_directory_goes_on(proxy: Proxy, tmp_path: Path, forg
     assert tree_of(tmp_path / "out") == tree_of(source)
 
 
+@pytest.mark.parametrize("compression", ["zstd:1", "none"])
 def test_a_directory_that_changed_after_a_kill(
-    proxy: Proxy, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_sleep: list[float]
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float], compression: str
 ) -> None:
     """What is taken up is of other bytes by now: the registry's check finds it, and all of it is sent anew."""
     proxy.forgiving = True
     name = ref(f"{proxy.host}/killed/changed:1")
     proxy.cut = 300_000
     with pytest.raises(CryociError):
-        image.push(small, name, registry_options=RegistryOptions(attempts=1))
+        image.push(small, name, compression=compression, registry_options=RegistryOptions(attempts=1))
     assert _uploads(tmp_path / "lib/pushes")
     with open(small / "checkpoint/pages-1.img", "r+b") as file:
         file.write(b"other")
-    image.push(small, name)
+    image.push(small, name, compression=compression)
     image.pull(name, tmp_path / "out")
     assert tree_of(tmp_path / "out") == tree_of(small)
 
@@ -390,15 +391,16 @@ def _uploads(place: Path) -> list[str]:
     return [line for path in place.glob("*") for line in path.read_text().splitlines() if '"upload"' in line]
 
 
+@pytest.mark.parametrize("compression", ["zstd:1", "none"])
 def test_an_answer_that_is_lost_after_the_deed(
-    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
+    proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float], compression: str
 ) -> None:
     """The registry has done what each request asked, and the connection breaks before it says so."""
-    place = f"{proxy.host}/lost"
-    count = requests_of(proxy, lambda: image.push(small, ref(f"{place}/count:1")))
+    place = f"{proxy.host}/lost/{compression.partition(':')[0]}"
+    count = requests_of(proxy, lambda: image.push(small, ref(f"{place}/count:1"), compression=compression))
     for number in range(1, count + 1):
         proxy.lost = number
-        pushed = image.push(small, name := ref(f"{place}/{number}:1"))
+        pushed = image.push(small, name := ref(f"{place}/{number}:1"), compression=compression)
         assert image.inspect(name).digest == pushed.digest
     assert proxy.lost <= 0
     image.pull(name, tmp_path / "out")

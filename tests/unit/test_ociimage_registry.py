@@ -471,3 +471,22 @@ def test_tag_list_goes_over_pages(registry: str, proxy: Proxy, checkpoint: Path)
 
     proxy.before = before
     assert Registry(ref(f"{proxy.host}/team/pages")).names() == ["a", "b", "c"]
+
+
+def test_a_layer_of_known_size_goes_with_its_length(proxy: Proxy, checkpoint: Path) -> None:
+    """An uncompressed one is as long as its tar, which spares a copy of it; nobody knows how long another gets."""
+    seen: list[tuple[str | None, str | None]] = []
+
+    def note(request: Request) -> bool:
+        if request.method == "PATCH":
+            headers = request.handler.headers
+            seen.append((headers.get("Content-Length"), headers.get("Content-Range")))
+        return False
+
+    proxy.before = note
+    image.push(checkpoint, ref(f"{proxy.host}/team/known:1"), compression="none")
+    sizes = [layer.size for layer in image.inspect(ref(f"{proxy.host}/team/known:1")).layers]
+    assert seen and set(seen) <= {(str(size), f"0-{size - 1}") for size in sizes}
+    seen.clear()
+    image.push(checkpoint, ref(f"{proxy.host}/team/other:1"))
+    assert seen and set(seen) == {(None, None)}
