@@ -21,43 +21,14 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 MAX_FRAME = 32 << 20  # bytes; a frame that is larger, either way, or of unknown size, is streamed
 PIECE = 1 << 20  # bytes of one streamed result
-FAST = 1  # the highest level that compresses only what is worth it
-_WORTH = 0.9  # of the size
-_SAMPLE = 32 << 10  # bytes
-_SMALL = 16 * _SAMPLE
 _DEPTH = 3
 _DICT_SIZES, _FCS_SIZES = (0, 1, 2, 4), (0, 2, 4, 8)
 
 
 def frame_compressor(level: int) -> Callable[[memoryview], bytes]:
-    """A function that makes one frame, content size included, of one buffer; not to be shared by threads.
-
-    The fast levels do not work for little: what samples say would shrink by less than a tenth (floats, which give in
-    to entropy coding alone) is only stored, in a fifth of the time; opening it is as cheap.
-    """
+    """A function that makes one frame, content size included, of one buffer; not to be shared by threads."""
     compressor = zstd.ZstdCompressor(level=level)
-
-    def full(data: memoryview) -> bytes:
-        return compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
-
-    if level > FAST:
-        return full
-    # stores what has no matches, and still finds long ones where the samples missed them
-    storing = zstd.ZstdCompressor(level=min(level, -5))
-
-    def fast(data: memoryview) -> bytes:
-        if len(data) < _SMALL or any(len(full(part)) <= _WORTH * len(part) for part in _samples(data)):
-            return full(data)
-        return storing.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
-
-    return fast
-
-
-def _samples(data: memoryview) -> Iterator[memoryview]:
-    """A thirtieth of `data`, of fixed places, so that the same bytes always give the same frame."""
-    for place in (1, 3):
-        start = place * len(data) // 4
-        yield data[start : start + _SAMPLE]
+    return lambda data: compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
 
 
 def decompress(
