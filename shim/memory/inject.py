@@ -22,7 +22,7 @@ from cryoci.errors import CheckpointError, UnsupportedError
 from cryoci.shim.memory import calls, find
 from cryoci.shim.memory.find import Area
 
-_GETREGS, _SETREGS, _DETACH, _TO_SYSCALL = 12, 13, 17, 24
+_CONT, _GETREGS, _SETREGS, _DETACH, _TO_SYSCALL = 7, 12, 13, 17, 24
 _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
 _OPTIONS = 1 << 21 | 1  # PTRACE_O_SUSPEND_SECCOMP, PTRACE_O_TRACESYSGOOD
 _AT_SYSCALL = 5 | 0x80  # SIGTRAP, as TRACESYSGOOD marks it
@@ -209,6 +209,18 @@ def mask_of(thread: int) -> bytes:
 def set_mask(thread: int, mask: bytes) -> None:
     """Raises OSError."""
     calls.ptrace(_SETSIGMASK, thread, 8, ctypes.create_string_buffer(mask, 8))
+
+
+def swallow(thread: int, number: int) -> None:
+    """Take a signal that is pending from a seized thread, which runs nothing meanwhile; all others wait.
+
+    The caller sets its registers and mask afterwards. Raises OSError, CheckpointError.
+    """
+    mask = (1 << 64) - 1 - (1 << (number - 1))
+    set_mask(thread, mask.to_bytes(8, "little"))
+    calls.ptrace(_CONT, thread)
+    if _wait(thread) != number:  # stops where the signal would be delivered, and none is
+        raise CheckpointError(f"signal {number} of process {thread} cannot be taken away")
 
 
 def pack(registers: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -43,8 +44,8 @@ def note(record: Record, pids: Sequence[int], level: int) -> None:
     berths: dict[int, list[int]] = {}
     try:
         for pid in pids:
-            areas = _areas(pid)
-            loop = berth.find(pid, areas)
+            there = areas(pid)
+            loop = berth.find(pid, there)
             threads = {}
             for thread in find.threads(pid):
                 inject.seize(thread)
@@ -57,8 +58,8 @@ def note(record: Record, pids: Sequence[int], level: int) -> None:
             found[str(pid)] = {
                 "born": find.born(pid),
                 "threads": threads,
-                "code": [[start, _read(pid, start).hex()] for start, _, runs in areas if runs],
-                "areas": [[start, end] for start, end, _ in areas],
+                "code": [[start, _read(pid, start).hex()] for start, _, runs in there if runs],
+                "areas": [[start, end] for start, end, _ in there],
                 "files": _files(pid),
             }
         write_atomic(f"{record.directory}/{NAME}", json.dumps(found))
@@ -123,6 +124,10 @@ def _settle(thread: int, before: list[int], parked: list[int], mask: bytes) -> b
     try:
         now = inject.registers_of(thread)
         elsewhere = now not in (before, parked)
+        if elsewhere and _trapped(thread):
+            inject.set_registers(thread, parked)
+            inject.swallow(thread, signal.SIGTRAP)
+            now = parked
         if elsewhere and before[_RAX] == (1 << 64) - _RESTART_BLOCK:
             before[_RAX] = (1 << 64) - _EINTR
         if now != before:
@@ -133,22 +138,27 @@ def _settle(thread: int, before: list[int], parked: list[int], mask: bytes) -> b
         inject.release(thread)
 
 
-def _tidy(pid: int, areas: list[list[int]], files: list[int]) -> None:
+def _trapped(thread: int) -> bool:
+    """Has it a SIGTRAP to come? CRIU's code ends with one for its tracer, and without that it kills the process."""
+    return bool(int(find.status(thread)["SigPnd"], 16) & 1 << (signal.SIGTRAP - 1))
+
+
+def _tidy(pid: int, before: list[list[int]], files: list[int]) -> None:
     """Unmap what CRIU has mapped, and close its socket."""
     calls = [(_CLOSE, file, 0, 0) for file in set(_files(pid)) - set(files)]
-    for start, end, _ in _areas(pid):
-        if not any(first < end and start < last for first, last in areas):
+    for start, end, _ in areas(pid):
+        if not any(first < end and start < last for first, last in before):
             calls.append((_MUNMAP, start, end - start, 0))
     if calls:
         inject.make_calls(pid, calls)
 
 
-def _areas(pid: int) -> list[tuple[int, int, bool]]:
+def areas(pid: int) -> list[tuple[int, int, bool]]:
     """Start, end, and whether it is executable, of its memory; not vsyscall, which is the kernel's."""
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as f:
         found = [_LINE.match(line) for line in f]
-    areas = [(int(m[1], 16), int(m[2], 16), m[3] == "x") for m in found if m]
-    return [one for one in areas if one[1] >> 63 == 0]
+    said = [(int(m[1], 16), int(m[2], 16), m[3] == "x") for m in found if m]
+    return [one for one in said if one[1] >> 63 == 0]
 
 
 def _files(pid: int) -> list[int]:

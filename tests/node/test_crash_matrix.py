@@ -206,6 +206,26 @@ def test_checkpoint(scene: Scene, cell: Cell) -> None:
         assert node.sh(f"find {PARENT} -type f | sort | xargs sha256sum") == sums
 
 
+@pytest.mark.parametrize("kind", ["runc"])
+def test_all_threads_stand_at_a_loop_while_criu_works(scene: Scene, kind: str) -> None:
+    """Whatever lets them run then, a killed CRIU above all, they do nothing, and go on from where they were."""
+    node, mosaic = scene.node, scene.mosaic(kind)
+    node.sh(f"rm -rf {OUT}")
+    argv = ["cryoci", "checkpoint", mosaic.name, "--rootfs=none", "-R", "-o", OUT]
+    halted = scene.points.halt(argv, "dropped", f"{OUT}/dump.log")
+    first = scene.victim("container", halted, mosaic)
+    found = node.sh(f"echo {first}; pgrep -P {first}").split()
+    threads = [one for pid in found for one in node.path(f"/proc/{pid}/task").iterdir()]
+    assert len(threads) > 4
+    for thread in threads:
+        at = int((thread / "syscall").read_text().split()[-1], 16)
+        with (thread / "mem").open("rb", buffering=0) as memory:
+            memory.seek(at)
+            assert memory.read(2) == b"\xeb\xfe"
+    assert halted.end() and halted.process.returncode == 0
+    mosaic.must_be_as_before()
+
+
 @of("restore")
 def test_restore(scene: Scene, cell: Cell) -> None:
     node, mosaic = scene.node, scene.mosaic(cell.kind)
