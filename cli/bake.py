@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output
+from cryoci.cli import app_options, criu_options, output, told
 
 
 @click.command(
@@ -60,6 +60,7 @@ from cryoci.cli import app_options, criu_options, output
 @app_options.hooks("pre-checkpoint")
 @criu_options.for_dump
 @output.registry_options
+@told.options
 @output.json_option
 @output.quiet_option
 def command(
@@ -114,7 +115,7 @@ def command(
     )
     say = (lambda line: None) if quiet or as_json else output.note
     terminal = None if quiet or as_json else output.terminal()
-    with unwinding():
+    with unwinding(), told.about(f"cryoci bake {target}", rest) as page:
         made = bake.bake(
             recipe,
             goal,
@@ -123,6 +124,7 @@ def command(
             say=say,
             work=output.work(say, terminal),
         )
+        page.ref, page.seconds, page.warnings = goal, made.seconds, made.warnings
     output.warn(made.warnings)
     if as_json:
         output.emit_json(made)

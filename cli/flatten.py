@@ -24,8 +24,12 @@ def command(directory: Path, quiet: bool) -> None:
     Examples:
       cryoci flatten ./db-monday && rm -r ./db-sunday
     """
+    from cryoci.ociimage.progress import Silent
     from cryoci.shim.memory import chain
 
-    brought = chain.flatten(chain.images_of(directory))
+    with output.progress(quiet) as shown:
+        bar = shown or Silent()
+        token = bar.start(directory.name, None)
+        brought = chain.flatten(chain.images_of(directory), lambda n: bar.advance(token, n))
     if not quiet:
         click.echo(f"{directory}: {output.size(brought)} of memory brought in; it is whole")

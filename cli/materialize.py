@@ -23,8 +23,12 @@ def command(directory: Path, quiet: bool) -> None:
     Examples:
       cryoci materialize ./db-checkpoint
     """
-    from cryoci.shim.memory.materialize import materialize
+    from cryoci.ociimage.progress import Silent
+    from cryoci.shim.memory import materialize
 
-    moved = materialize(directory)
+    with output.progress(quiet) as shown:
+        bar = shown or Silent()
+        token = bar.start(directory.name, materialize.size(directory))
+        moved = materialize.materialize(directory, lambda n: bar.advance(token, n))
     if not quiet:
         click.echo(f"{directory}: {output.size(moved)} of memory are in CRIU's images now")

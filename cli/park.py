@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, told
 
 
 @click.command(
@@ -13,9 +15,10 @@ from cryoci.cli import output
 )
 @click.argument("container")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@told.options
 @output.json_option
 @output.quiet_option
-def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool) -> None:
+def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool, **rest: Any) -> None:
     """Park CONTAINER: bring what it holds on GPUs into host memory, and freeze it.
 
     Its GPUs are free for others until `cryoci unpark`. Its processes, connections and files stay as they are. A
@@ -30,6 +33,7 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
 
-    with unwinding():
+    with unwinding(), told.about(f"cryoci park {container}", rest) as page:
         done = gpu.park(engines.find(container, root=runtime_root))
+        page.seconds = done.seconds
     output.parked(done, as_json=as_json, quiet=quiet)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output, sealing
+from cryoci.cli import output, sealing, told
 
 
 @click.command("pull", short_help="Fetch a checkpoint image, every byte verified.")
@@ -15,6 +15,7 @@ from cryoci.cli import output, sealing
 @click.argument("target", required=False)
 @sealing.decrypt_options
 @output.registry_options
+@told.options
 @output.json_option
 @output.quiet_option
 def command(source: str, target: str | None, as_json: bool, quiet: bool, **where: Any) -> None:
@@ -38,6 +39,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
     """
     from contextlib import nullcontext
 
+    from cryoci import trace
     from cryoci.cli.signals import unwinding
     from cryoci.errors import UsageError
     from cryoci.files import scratch
@@ -52,11 +54,18 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
         )
     goal = reference.parse(target) if target else _stored(origin, source)
     identities = sealing.identities(where)
+    page = {name: where.pop(name) for name in ("report", "timeline")}
     options = output.options(**where)
     gate = Gate(origin, options)
     # what was decrypted is no use to a later pull, so nothing that can be caught may leave it on the disk
     ended = unwinding() if identities else nullcontext()
-    with ended, output.progress(quiet or as_json) as progress:
+    about = told.about(f"cryoci pull {source}", page, registry=options, identities=identities)
+    with (
+        ended,
+        about as done,
+        output.progress(quiet or as_json) as progress,
+        trace.span("pull", bytes=0) as moved,
+    ):
         if isinstance(goal, reference.DirectoryRef):
             pulled = image.pull(
                 origin,
@@ -66,6 +75,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
                 gate=gate,
                 identities=identities,
             )
+            done.seconds, moved["bytes"] = {"pull": pulled.seconds}, pulled.raw_size
             _report(pulled, str(pulled.directory), pulled.raw_size, as_json=as_json, quiet=quiet)
         elif isinstance(goal, reference.ArchiveRef):
             with scratch("pull.") as place:
@@ -78,6 +88,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
                     identities=identities,
                 )
                 exported = export(made.directory, goal, progress=progress)
+                done.seconds, moved["bytes"] = {"pull": made.seconds}, made.raw_size
             if as_json:
                 output.emit_json(exported)
             else:
@@ -88,7 +99,9 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
             )
         else:
             copied = image.copy(origin, goal, progress=progress, registry_options=options, gate=gate)
+            done.seconds, moved["bytes"] = {"copy": copied.seconds}, copied.size
             _report(copied, copied.reference, copied.size, as_json=as_json, quiet=quiet)
+        done.ref = goal
     output.verdict(gate.verdict)
 
 

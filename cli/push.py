@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryoci.cli import output, sealing
+from cryoci.cli import output, sealing, told
 
 if TYPE_CHECKING:
     from cryoci.ociimage.progress import Progress
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @output.backend_option
 @sealing.encrypt_option
 @output.registry_options
+@told.options
 @output.json_option
 @output.quiet_option
 def command(
@@ -69,22 +70,30 @@ def command(
       cryoci push /tmp/podman-export.tar containers-storage:localhost/counter:1
       cryoci push --compression zstd:3 -a com.example.ticket=42 ./checkpoint oci:/backup:counter
     """
+    from cryoci import trace
     from cryoci.errors import UsageError
     from cryoci.ociimage import image, reference
 
     result: image.PackResult | image.CopyResult
     origin = reference.parse(source)
+    page = {name: where.pop(name) for name in ("report", "timeline")}
+    title = f"cryoci push {source} {target}"
     if target.startswith(reference.STORAGE):
         if encrypt_to or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
             raise UsageError(
                 f"{target} takes a directory or an archive, not encrypted",
                 hint=f"pull {source} to a directory first",
             )
-        with output.progress(quiet or as_json) as progress, _directory(origin, progress) as directory:
+        with (
+            told.about(title, page) as done,
+            output.progress(quiet or as_json) as progress,
+            _directory(origin, progress) as directory,
+        ):
             from cryoci.ociimage import buildah  # whose shell takes as long to import as a small push
 
             name = target.removeprefix(reference.STORAGE)
             result = buildah.build(directory, name, annotations=_annotations(annotations))
+            done.ref, done.seconds = origin, {"push": result.seconds}
         _report(result, as_json=as_json, quiet=quiet)
         return
     goal = reference.parse(target)
@@ -95,7 +104,11 @@ def command(
     noted = _annotations(annotations)
     recipients = sealing.recipients(encrypt_to)
     options = output.options(**where)
-    with output.progress(quiet or as_json) as progress:
+    with (
+        told.about(title, page, registry=options) as done,
+        output.progress(quiet or as_json) as progress,
+        trace.span("push", bytes=0) as moved,
+    ):
         if isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
             if noted:
                 raise UsageError(
@@ -119,6 +132,9 @@ def command(
                     encrypt_to=recipients,
                     backend=backend,
                 )
+        moved["bytes"] = result.size
+        done.ref, done.seconds = goal, {"push": result.seconds}
+        done.made = [("image", result.reference), ("digest", result.digest)]
     _report(result, as_json=as_json, quiet=quiet)
 
 

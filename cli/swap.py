@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, told
 
 
 @click.command("swap", short_help="Park one container and unpark another.")
 @click.argument("out", metavar="RUNNING")
 @click.argument("into", metavar="PARKED")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@told.options
 @output.json_option
 @output.quiet_option
-def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet: bool) -> None:
+def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet: bool, **rest: Any) -> None:
     """Park RUNNING, then unpark PARKED in its place. If that fails, RUNNING is unparked again.
 
     \b
@@ -26,8 +29,9 @@ def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet:
     from cryoci.uses import swap
 
     first, second = (engines.find(name, root=runtime_root) for name in (out, into))
-    with unwinding():
+    with unwinding(), told.about(f"cryoci swap {out} {into}", rest) as page:
         done = swap.swap(first, second)
+        page.seconds = {f"{one.container}: {name}": t for one in done for name, t in one.seconds.items()}
     if as_json:
         output.emit_json(list(done))
     else:

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, told
 
 
 @click.command("unpark", short_help="Bring a parked container back to its GPUs.")
 @click.argument("container")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
 @output.registry_options
+@told.options
 @output.json_option
 @output.quiet_option
 def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool, **where: Any) -> None:
@@ -30,11 +31,12 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     from cryoci.cli.signals import unwinding
     from cryoci.uses import unpark
 
-    with unwinding():
+    with unwinding(), told.about(f"cryoci unpark {container}", where) as page:
         done = unpark.unpark(
             container,
             root=runtime_root,
             say=lambda line: output.warn([line]),
             registry=output.options(**where),
         )
+        page.seconds = done.seconds
     output.parked(done, as_json=as_json, quiet=quiet)

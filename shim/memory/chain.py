@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 
 from cryoci.errors import ConflictError, ImageError, IntegrityError, NotFoundError
@@ -115,11 +116,11 @@ def thin(directory: str, parent: str) -> int:
     return saved
 
 
-def flatten(directory: str) -> int:
+def flatten(directory: str, passed: Callable[[int], None] = lambda n: None) -> int:
     """Bring all chunk files into `directory`, linked where possible, else copied; returns their bytes.
 
-    Raises ImageError when a source is missing or another one's, IntegrityError when a chunk is damaged, OSError: the
-    directory leans on the others as before then.
+    `passed` is told of them as they come. Raises ImageError when a source is missing or another one's, IntegrityError
+    when a chunk is damaged, OSError: the directory leans on the others as before then.
     """
     content = index.read(directory)
     brought = 0
@@ -131,6 +132,7 @@ def flatten(directory: str) -> int:
                 reader.check()
                 brought += os.fstat(reader.fd).st_size
                 _bring(reader.fd, f"{directory}/{key.name}")
+                passed(os.fstat(reader.fd).st_size)
     if content.sources:
         sync_directory(directory)
         index.write(directory, content.areas, content.chunks)

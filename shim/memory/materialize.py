@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ from cryoci import protobuf
 from cryoci.errors import ImageError
 from cryoci.files import sync_directory
 from cryoci.shim.criu import images
-from cryoci.shim.memory import capture, chain, chunk, guard, index
+from cryoci.shim.memory import capture, chain, chunk, fill, guard, index
 from cryoci.shim.memory.calls import PAGE, Run
 
 _PRESENT = 4  # PE_PRESENT
@@ -32,11 +32,17 @@ _NEW = ".cryoci-new"
 _PIECE = 64 << 20
 
 
-def materialize(directory: str | os.PathLike[str]) -> int:
+def size(directory: str | os.PathLike[str]) -> int:
+    """Bytes that `materialize` would move. Raises what it raises."""
+    where = chain.images_of(directory)
+    return fill.size(index.read(where), where)
+
+
+def materialize(directory: str | os.PathLike[str], passed: Callable[[int], None] = lambda n: None) -> int:
     """Make the images in `directory` (or its checkpoint/) whole; returns the bytes that moved.
 
-    Raises NotFoundError when they are whole already or no images, ImageError, IntegrityError, OSError: the
-    directory then is as it was, less some room.
+    `passed` is told of bytes as they move. Raises NotFoundError when they are whole already or no images, ImageError,
+    IntegrityError, OSError: the directory then is as it was, less some room.
     """
     where = chain.images_of(directory)
     content = index.read(where)
@@ -48,7 +54,7 @@ def materialize(directory: str | os.PathLike[str]) -> int:
     try:
         for vpid in content.areas:
             chunks = [(key, digest) for key, digest in content.chunks if key.vpid == vpid]
-            done, name = _pages(where, places, vpid, chunks)
+            done, name = _pages(where, places, vpid, chunks, passed)
             moved += done
             renames += [f"pagemap-{vpid}.img", name, f"core-{vpid}.img"]
             _write(f"{where}/core-{vpid}.img{_NEW}", _awake(_read(f"{where}/core-{vpid}.img")))
@@ -83,7 +89,11 @@ class _Entry:
 
 
 def _pages(
-    where: str, places: chain.Places, vpid: int, chunks: list[tuple[chunk.Key, str]]
+    where: str,
+    places: chain.Places,
+    vpid: int,
+    chunks: list[tuple[chunk.Key, str]],
+    passed: Callable[[int], None],
 ) -> tuple[int, str]:
     """Write a process' pages anew, CRIU's and the chunks' in the order of their addresses.
 
@@ -121,6 +131,7 @@ def _pages(
                         out.write(buffer.view[at : at + length])
                         at += length
                     moved += size
+                    passed(size)
         take(1 << 64)
         out.flush()
         os.fsync(out.fileno())

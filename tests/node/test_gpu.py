@@ -122,6 +122,13 @@ def test_park_and_unpark(site: Site, trainer: Trainer) -> None:
         assert trainer.cryoci("unpark")["changed"] is True
         assert trainer.cryoci("unpark")["changed"] is False
         trainer.runs_on()
+    trainer.cryoci("park", "--report", "/srv/park.html", "--timeline", "/srv/park.json")
+    steps = [one["name"] for one in json.loads(site.a.read("/srv/park.json"))["steps"]]
+    assert sum(name.startswith("driver: checkpoint of") for name in steps) == 3
+    assert "cryoci park" in site.a.read("/srv/park.html").decode()
+    trainer.cryoci("unpark", "--report", "/srv/unpark.html")
+    assert "driver: restore of" in site.a.read("/srv/unpark.html").decode()
+    trainer.runs_on()
 
 
 def test_a_parked_container_is_checkpointed_and_restored(site: Site, trainer: Trainer) -> None:

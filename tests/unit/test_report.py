@@ -109,6 +109,26 @@ def test_the_same_map_of_an_image(checkpoint: Path, tmp_path: Path, monkeypatch:
     assert "largest first" in found.text and "metadata" in found.text
 
 
+def test_pages_of_a_push_and_a_pull(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOCI_STORE", str(tmp_path / "store"))
+    (checkpoint / "config.dump").write_text(json.dumps({"id": "ab" * 32, "name": "web"}))
+    target, steps = tmp_path / "page.html", tmp_path / "steps.json"
+    for words in (["push", str(checkpoint), "web:1"], ["pull", "web:1", str(tmp_path / "copy")]):
+        done = CliRunner().invoke(main.cli, [*words, "--report", str(target), "--timeline", str(steps)])
+        assert done.exit_code == 0, done.exception
+        found = pages.check(target.read_text())
+        assert (
+            f"cryoci {words[0]}" in found.text and "server" in found.text and "largest first" in found.text
+        )
+        (step,) = [one for one in json.loads(steps.read_text())["steps"] if one["name"] == words[0]]
+        assert step["bytes"] > 0
+        target.unlink()
+    done = CliRunner().invoke(main.cli, ["pull", "none:1", str(tmp_path / "x"), "--report", str(target)])
+    assert done.exit_code != 0 and "Why it failed" in pages.check(target.read_text()).text
+
+
 def test_areas_and_spans_in_one_pass() -> None:
     mapped = [Area(a, b, "rw-", "anonymous", False) for a, b in ((0, 10), (10, 20), (30, 40))]
     assert areas.stored(mapped, [(35, 50, 15), (5, 15, 10), (20, 25, 5)]) == [5, 5, 5]
