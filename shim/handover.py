@@ -22,10 +22,11 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cryoci import trace
 from cryoci.errors import RestoreError
 from cryoci.files import read_json, write_json
 from cryoci.shim import paths
@@ -85,20 +86,25 @@ def take(images: str, spec: str) -> tuple[str, dict[str, Any]]:
         return images, {}  # of an earlier restore: this archive has it all
     except (OSError, ValueError) as e:
         raise RestoreError(f"the memory of the checkpoint cannot be found: {e}", hint="try again") from e
-    criu = dict(offer.get("criu") or {})
-    for name in offer["names"]:
+    with trace.span("take over memory"):
+        return _link(str(offer["directory"]), offer["names"], images), dict(offer.get("criu") or {})
+
+
+def _link(directory: str, names: Sequence[str], images: str) -> str:
+    """Link the files into `images`; returns where all images are then."""
+    for name in names:
         try:
-            os.link(f"{offer['directory']}/{name}", f"{images}/{name}", follow_symlinks=False)
+            os.link(f"{directory}/{name}", f"{images}/{name}", follow_symlinks=False)
         except FileExistsError:
             continue
         except OSError as e:
             if e.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK):
-                return str(offer["directory"]), criu  # what the archive was made of
+                return directory  # what the archive was made of
             raise RestoreError(
                 f"{name} of the checkpoint could not be brought to {images}: {e.strerror}",
                 hint="see who else uses cryoci's scratch directory: /var/lib/cryoci/tmp, or $TMPDIR",
             ) from e
-    return images, criu
+    return images
 
 
 def _base() -> str:

@@ -25,6 +25,7 @@ from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, LayoutRef, Refer
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.ociimage.trust.policy import Gate
 from cryoci.shim import config, paths, underlying
+from cryoci.shim.engines.adopted import owned
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import Restored
 from cryoci.shim.memory import chain, find, index, sums
@@ -152,7 +153,9 @@ def restored(made: Restored, root: str | None, where: str, digest: str = "") -> 
         ref = reference.parse(where)
         if digest and isinstance(ref, LayoutRef | RegistryRef):
             where = str(replace(ref, digest=digest))
-        _remember(Record(None if made.engine == "podman" else root, made.id), made.pid, _whole(where))
+        record = Record(None if made.engine == "podman" else root, made.id)
+        if owned(record):  # nobody would take the note away with a container of a plain runtime
+            _remember(record, made.pid, _whole(where))
 
 
 def sweep() -> None:

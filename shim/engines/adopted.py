@@ -21,7 +21,7 @@ _LOCK = "adopt.lock"
 def adopted(root: str | None, container: str, runtime: str, bundle: str) -> Iterator[None]:
     """cryoci-runtime knows the container, made by `runtime`, within the with block. Raises OSError."""
     known = Record(root, container)
-    if known.load() is not None and not _borrowed(known):
+    if owned(known):
         yield
         return
     fd = _share(known, runtime, bundle)
@@ -29,6 +29,11 @@ def adopted(root: str | None, container: str, runtime: str, bundle: str) -> Iter
         yield
     finally:
         _leave(known, fd)
+
+
+def owned(known: Record) -> bool:
+    """Whether the record is that of a container of cryoci-runtime's, which goes with it."""
+    return known.load() is not None and not _borrowed(known)
 
 
 def _borrowed(known: Record) -> bool:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import posix
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +279,9 @@ echo "$*" >>{base}/podman-calls
 case "$*" in
     info*) echo '{{"store": {{"volumePath": "{base}/volumes", "graphRoot": "{base}/storage"}}}}' ;;
     "volume exists"*) grep -qxF -- "$4" {base}/exists ;;
-    "image inspect"*json*) grep -qx {image} {base}/exists && echo '{image} ["i"] [] "{base}/storage/overlay/1/diff"' ;;
+    "image inspect"*json*)
+        grep -qx {image} {base}/exists || exit 1
+        echo '{image} ["i"] [] {{"UpperDir": "{base}/storage/overlay/1/diff"}}' ;;
     "image inspect"*) echo {image} ;;
     *pull*) exit {pull} ;;
     ps*) while read line; do echo "$line name-$line"; echo "id-$line $line"; done <{base}/exists ;;
@@ -314,7 +318,9 @@ def of_podman(live: LiveRuntime, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("store", ["its own", "of images alone"])
 def test_podman_refuses(of_podman: Path, podman: Path, tmp_path: Path, store: str) -> None:
     if store == "its own":
-        (tmp_path / "storage/db.sql").touch()
+        with closing(sqlite3.connect(tmp_path / "storage/db.sql")) as made, made:
+            made.execute("CREATE TABLE DBConfig (GraphRoot, VolumeDir)")
+            made.execute("INSERT INTO DBConfig VALUES (?, ?)", (str(tmp_path / "storage"), "/volumes"))
     with pytest.raises(RestoreError, match=r"podman could not restore web: .*it cannot be"):
         restore(of_podman, RestoreOptions())
     assert [p.name for p in of_podman.parent.glob("*.tar")] == [], "the archive made for podman is gone"
