@@ -233,13 +233,15 @@ import ctypes, os, subprocess, sys
 from cryoci.shim import cgroup
 home = "/sys/fs/cgroup/leaderless"
 os.mkdir(home)
-code = "import ctypes, sys, threading; threading.Thread(target=sys.stdin.read).start(); "
+code = "import ctypes, sys, threading; sys.stdin.readline(); threading.Thread(target=sys.stdin.read).start(); "
 code += "ctypes.CDLL(None).syscall(60, 0)"
 said = [cgroup.populated("/leaderless")]
 process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
 with open(home + "/cgroup.procs", "w") as f:
     f.write(str(process.pid))
 said.append(cgroup.path_of(process.pid))
+process.stdin.write(b"\\n")  # not before it is there: Linux moves no thread that has ended
+process.stdin.flush()
 while open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
     pass
 said.append(cgroup.populated("/leaderless"))
