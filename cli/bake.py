@@ -115,7 +115,7 @@ def command(
     )
     say = (lambda line: None) if quiet or as_json else output.note
     terminal = None if quiet or as_json else output.terminal()
-    with unwinding(), told.about(f"cryoci bake {target}", rest) as page:
+    with unwinding(), told.about(f"cryoci bake {target}", told.take(rest)) as page:
         made = bake.bake(
             recipe,
             goal,

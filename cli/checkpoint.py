@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output, sealing
+from cryoci.cli import app_options, criu_options, output, sealing, told
 
 
 @click.command("checkpoint", short_help="Checkpoint a running container.")
@@ -66,8 +66,7 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @sealing.encrypt_option
 @criu_options.for_dump
 @output.registry_options
-@output.timeline_option
-@output.report_option
+@told.options
 @output.json_option
 @output.quiet_option
 def command(
@@ -80,8 +79,6 @@ def command(
     compression: str,
     backend: str,
     encrypt_to: tuple[str, ...],
-    timeline: str | None,
-    report: str | None,
     incremental: bool,
     parent: str | None,
     thin: bool,
@@ -121,7 +118,6 @@ def command(
     from dataclasses import replace
 
     from cryoci import trace
-    from cryoci.cli import node
     from cryoci.cli.signals import unwinding
     from cryoci.errors import UsageError
     from cryoci.files import scratch
@@ -133,11 +129,11 @@ def command(
     from cryoci.uses import moving
     from cryoci.uses.dumping import dumping
     from cryoci.uses.incremental import Lineage, begin
-    from cryoci.uses.reporting import reporting
     from cryoci.uses.straight import straight as storing
     from cryoci.uses.straight import supplier
 
     criu = criu_options.take(rest)
+    page_at = told.take(rest)
     hooks = app_options.take(rest)
     ref = reference.parse(target) if target else None
     if isinstance(ref, reference.ArchiveRef):
@@ -170,14 +166,7 @@ def command(
     registry = output.options(**rest)
     goal = ref or reference.parse(found.name)
     with (
-        reporting(
-            report,
-            timeline,
-            f"cryoci checkpoint {container}",
-            complain=output.complain,
-            node=node.here,
-            registry_options=registry,
-        ) as told,
+        told.about(f"cryoci checkpoint {container}", page_at, registry=registry) as page,
         unwinding(),
         output.progress(quiet or as_json) as progress,
         moving.shown(progress, Record(found.root, found.id).directory),
@@ -203,7 +192,7 @@ def command(
                 pass
             files = lineage.finish(goal.path, thin=thin)
             done.warnings += lineage.notes
-            told.ref, told.seconds, told.warnings = goal, done.seconds, done.warnings
+            page.ref, page.seconds, page.warnings = goal, done.seconds, done.warnings
             _report(
                 done, None, str(goal), as_json=as_json, quiet=quiet, files=files if incremental else None
             )
@@ -232,7 +221,7 @@ def command(
             if leave_running:
                 lineage.stored(done.directory, goal, result.digest)
         done.warnings += lineage.notes + (sink.notes if sink else [])
-        told.ref, told.seconds, told.warnings = goal, done.seconds, done.warnings
+        page.ref, page.seconds, page.warnings = goal, done.seconds, done.warnings
     _report(done, result, result.reference, as_json=as_json, quiet=quiet)
 
 

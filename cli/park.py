@@ -33,7 +33,7 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
 
-    with unwinding(), told.about(f"cryoci park {container}", rest) as page:
+    with unwinding(), told.about(f"cryoci park {container}", told.take(rest)) as page:
         done = gpu.park(engines.find(container, root=runtime_root))
         page.seconds = done.seconds
     output.parked(done, as_json=as_json, quiet=quiet)

@@ -54,7 +54,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
         )
     goal = reference.parse(target) if target else _stored(origin, source)
     identities = sealing.identities(where)
-    page = {name: where.pop(name) for name in ("report", "timeline")}
+    page = told.take(where)
     options = output.options(**where)
     gate = Gate(origin, options)
     # what was decrypted is no use to a later pull, so nothing that can be caught may leave it on the disk

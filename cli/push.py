@@ -76,7 +76,7 @@ def command(
 
     result: image.PackResult | image.CopyResult
     origin = reference.parse(source)
-    page = {name: where.pop(name) for name in ("report", "timeline")}
+    page = told.take(where)
     title = f"cryoci push {source} {target}"
     if target.startswith(reference.STORAGE):
         if encrypt_to or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output, sealing
+from cryoci.cli import app_options, criu_options, output, sealing, told
 
 
 @click.command("restore", short_help="Restore a checkpoint as a running container.")
@@ -51,11 +51,10 @@ from cryoci.cli import app_options, criu_options, output, sealing
 @sealing.decrypt_options
 @criu_options.for_restore
 @output.registry_options
-@output.timeline_option
-@output.report_option
+@told.options
 @output.json_option
 @output.quiet_option
-def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: bool, **rest: Any) -> None:
+def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> None:
     """Restore the checkpoint REF: a container that runs on where it was.
 
     Every byte is verified against its digest before CRIU sees it. The base image is looked up on this node by
@@ -73,7 +72,6 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
       cryoci restore /var/lib/kubelet/checkpoints/checkpoint-web_team-app-2026-11-25T10:00:00Z.tar --detach
     """
     from cryoci import trace
-    from cryoci.cli import node
     from cryoci.cli.signals import settle, unwinding
     from cryoci.files import scratch
     from cryoci.ociimage import archive, reference, unpack  # not image: a restore pushes nothing
@@ -82,7 +80,6 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
     from cryoci.shim.engines.restore import need_root, restore
     from cryoci.shim.gpu import select
     from cryoci.uses import foreign, incremental, moving, warm_unpacked
-    from cryoci.uses.reporting import reporting
 
     need_root()
     criu = criu_options.take(rest)
@@ -110,22 +107,16 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
         unwinding(),
         scratch("restore.") as place,
         ExitStack() as held,
-        reporting(
-            rest["report"],
-            timeline,
-            f"cryoci restore {ref}",
-            complain=output.complain,
-            node=node.here,
-            registry_options=gate.options,
-            identities=identities,
-        ) as told,
+        told.about(
+            f"cryoci restore {ref}", told.take(rest), registry=gate.options, identities=identities
+        ) as page,
     ):
         directory = place / "checkpoint"
         if isinstance(source, reference.DirectoryRef):
             gate(None, None)
             archive.validate(source.path)
             directory = source.path.resolve()
-            told.ref = source
+            page.ref = source
         else:
             with output.progress(quiet or as_json) as progress, trace.span("fetch") as fetched:
                 pulled = held.enter_context(warm_unpacked.taken(source, gate, output.complain))
@@ -139,9 +130,9 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
                 )
                 fetched["bytes"], directory = pulled.raw_size, pulled.directory
             # an archive is not read twice, and an image is what was restored, whatever its tag means by now
-            told.ref = reference.DirectoryRef(directory)
+            page.ref = reference.DirectoryRef(directory)
             if not isinstance(source, reference.ArchiveRef):
-                told.ref = dataclasses.replace(source, digest=pulled.digest)
+                page.ref = dataclasses.replace(source, digest=pulled.digest)
         output.verdict(gate.verdict)
         adopted = foreign.adopt(directory, options, place, gate.options)
         for note in () if quiet else adopted.notes:
@@ -149,8 +140,8 @@ def command(ref: str, detach: bool, timeline: str | None, as_json: bool, quiet: 
         # without --detach the terminal is the container's as soon as it runs
         with output.progress(quiet or as_json or not detach) as progress, moving.shown(progress):
             done = restore(adopted.directory, adopted.options)
-        told.seconds, told.warnings = done.seconds, done.warnings
-        told.made = [("restored as", done.name), ("id", done.id), ("under", done.engine)]
+        page.seconds, page.warnings = done.seconds, done.warnings
+        page.made = [("restored as", done.name), ("id", done.id), ("under", done.engine)]
     if done.status is not None:
         sys.exit(done.status)
     if not isinstance(source, reference.ArchiveRef):

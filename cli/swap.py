@@ -29,7 +29,7 @@ def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet:
     from cryoci.uses import swap
 
     first, second = (engines.find(name, root=runtime_root) for name in (out, into))
-    with unwinding(), told.about(f"cryoci swap {out} {into}", rest) as page:
+    with unwinding(), told.about(f"cryoci swap {out} {into}", told.take(rest)) as page:
         done = swap.swap(first, second)
         page.seconds = {f"{one.container}: {name}": t for one in done for name, t in one.seconds.items()}
     if as_json:

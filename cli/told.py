@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--timeline` and `--report` of a command that is not long: what it took, and what it made."""
+"""`--timeline` and `--report` of a command: what it took, and what it made."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def options(command: Command) -> Command:
-    """The two options; `about` takes them from what the command gets."""
+    """The two options; `take` takes them from what the command gets."""
     return output.timeline_option(output.report_option(command))
+
+
+def take(given: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Where the page and the timeline go, taken out of `given`."""
+    return given.pop("report"), given.pop("timeline")
 
 
 def about(
     title: str,
-    given: dict[str, Any],
+    where: tuple[str | None, str | None],
     *,
     registry: RegistryOptions | None = None,
     identities: Identities | None = None,
 ) -> AbstractContextManager[Operation]:
-    """A with block that `--timeline` and `--report`, taken out of `given`, tell of; also when it fails.
+    """A with block that the page and the timeline at `where` (`take`) tell of; also when it fails.
 
     Raises UsageError and NotFoundError, before the block.
     """
@@ -37,8 +42,7 @@ def about(
     from cryoci.uses.reporting import reporting
 
     return reporting(
-        given.pop("report"),
-        given.pop("timeline"),
+        *where,
         title,
         complain=output.complain,
         node=node.here,

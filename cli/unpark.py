@@ -31,7 +31,7 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     from cryoci.cli.signals import unwinding
     from cryoci.uses import unpark
 
-    with unwinding(), told.about(f"cryoci unpark {container}", where) as page:
+    with unwinding(), told.about(f"cryoci unpark {container}", told.take(where)) as page:
         done = unpark.unpark(
             container,
             root=runtime_root,
