@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from cryoci.cli import main
 from cryoci.errors import ConflictError, IntegrityError, NotFoundError, SpaceError, UsageError
 from cryoci.ociimage import nearby
 from cryoci.uses import warm_memory
+from tests.unit.commands import cryoci, says
 from tests.unit.images import Proxy, checkpoint, no_credentials, proxy, registry, tree_of
 
 __all__ = ["checkpoint", "no_credentials", "proxy", "registry"]
@@ -34,16 +33,6 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield place
     if place.is_mount():  # lazily: what a test caught may still hold a file open by its traceback
         subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def cryoci(*words: str) -> Result:
-    return CliRunner().invoke(main.cli, words)
-
-
-def says(*words: str) -> str:
-    done = cryoci(*words)
-    assert done.exit_code == 0, done.exception
-    return done.output
 
 
 def blobs(proxy: Proxy) -> list[str]:

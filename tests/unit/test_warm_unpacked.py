@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from cryoci.cli import main
 from cryoci.errors import (
     ConflictError,
     IntegrityError,
@@ -27,6 +25,7 @@ from cryoci.ociimage.trust import policy
 from cryoci.shim.engines import restore as engine
 from cryoci.shim.engines.options import Restored
 from cryoci.uses import incremental, warm_unpacked
+from tests.unit.commands import cryoci, says
 from tests.unit.images import checkpoint, no_credentials, tree_of
 
 __all__ = ["checkpoint", "no_credentials"]
@@ -71,16 +70,6 @@ def warm(checkpoint: Path) -> Path:
     (found,) = warm_unpacked._places()
     assert found.name == one["digest"].removeprefix("sha256:")
     return found
-
-
-def cryoci(*words: str) -> Result:
-    return CliRunner().invoke(main.cli, words)
-
-
-def says(*words: str) -> str:
-    done = cryoci(*words)
-    assert done.exit_code == 0, done.exception
-    return done.output
 
 
 def lose_the_image(store: Path) -> None:
