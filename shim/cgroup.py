@@ -46,9 +46,18 @@ def populated(path: str | None) -> bool:
 
     A process whose first thread is a zombie can have others that still give back its memory, and then its files.
     """
+    return _has(path, "populated")
+
+
+def frozen(path: str | None) -> bool:
+    """Are all of its processes frozen, by its own freezer or one above? False where there is no such cgroup."""
+    return _has(path, "frozen")
+
+
+def _has(path: str | None, event: str) -> bool:
     try:
         with open(f"{_MOUNT}{path}/cgroup.events") as f:
-            return "populated 1" in f.read()
+            return f"{event} 1" in f.read()
     except OSError:
         return False
 

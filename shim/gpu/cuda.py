@@ -168,26 +168,22 @@ class Driver:
 
         This and all below raise ConflictError for a process that stands still (halted.py).
         """
-        halted.refuse(pid)
         value = ctypes.c_int()
-        self._check("query", pid, self._library.cuCheckpointProcessGetState(pid, ctypes.byref(value)))
+        self._operate("query", "GetState", pid, ctypes.byref(value))
         return State(value.value)
 
     def lock(self, pid: int, timeout_ms: int = 0) -> None:
         """Wait for its GPU work, and hold its CUDA calls. 0 waits for ever; it runs on after a timeout."""
-        halted.refuse(pid)
         args = _LockArgs(timeout_ms=timeout_ms)
-        self._check("lock", pid, self._library.cuCheckpointProcessLock(pid, ctypes.byref(args)))
+        self._operate("lock", "Lock", pid, ctypes.byref(args))
 
     def checkpoint(self, pid: int) -> None:
         """Bring its GPU memory into its own memory, and let go of its GPUs."""
-        halted.refuse(pid)
         args = _Args()
-        self._check("checkpoint", pid, self._library.cuCheckpointProcessCheckpoint(pid, ctypes.byref(args)))
+        self._operate("checkpoint", "Checkpoint", pid, ctypes.byref(args))
 
     def restore(self, pid: int, pairs: Mapping[bytes, bytes] | None = None) -> None:
         """The way back; it is locked then. `pairs` maps UUIDs (16 bytes), every GPU that it saw in it."""
-        halted.refuse(pid)
         args = _RestoreArgs()
         if pairs:
             made = (_GpuPair * len(pairs))()
@@ -196,13 +192,17 @@ class Driver:
                 one.new[:] = new
             args.pairs = made
             args.count = len(pairs)
-        self._check("restore", pid, self._library.cuCheckpointProcessRestore(pid, ctypes.byref(args)))
+        self._operate("restore", "Restore", pid, ctypes.byref(args))
 
     def unlock(self, pid: int) -> None:
         """Let its CUDA calls go on."""
-        halted.refuse(pid)
         args = _Args()
-        self._check("unlock", pid, self._library.cuCheckpointProcessUnlock(pid, ctypes.byref(args)))
+        self._operate("unlock", "Unlock", pid, ctypes.byref(args))
+
+    def _operate(self, verb: str, name: str, pid: int, args: object) -> None:
+        """A call that `pid` itself has a part in."""
+        halted.refuse(pid)
+        self._check(verb, pid, getattr(self._library, f"cuCheckpointProcess{name}")(pid, args))
 
     def _check(self, verb: str, pid: int, code: int) -> None:
         if code != 0:

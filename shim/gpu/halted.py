@@ -8,8 +8,7 @@ signal or frozen by its cgroup, before and after its checkpoint; GetRestoreThrea
 from __future__ import annotations
 
 from cryoci.errors import ConflictError
-
-_MOUNT = "/sys/fs/cgroup"
+from cryoci.shim import cgroup
 
 
 def refuse(pid: int) -> None:
@@ -30,21 +29,22 @@ def _why(pid: int) -> str:
         with open(f"/proc/{pid}/stat", "rb") as f:
             if f.read().rpartition(b")")[2].split()[0] == b"T":
                 return "stopped by a signal"
+        if cgroup.frozen(cgroup.path_of(pid)):
+            return "frozen by its cgroup"
         with open(f"/proc/{pid}/cgroup") as f:
             groups = [line.rstrip("\n").split(":", 2) for line in f]
+        for _, controllers, path in groups:
+            if "freezer" in controllers and _frozen(path):
+                return "frozen by its cgroup"
     except (OSError, IndexError):
-        return ""  # it has ended, which the driver tells
-    for number, controllers, path in groups:
-        if number == "0" and b"frozen 1" in _read(f"{_MOUNT}{path}/cgroup.events"):
-            return "frozen by its cgroup"
-        if "freezer" in controllers and _read(f"{_MOUNT}/freezer{path}/freezer.state").strip() == b"FROZEN":
-            return "frozen by its cgroup"
+        pass  # it has ended, which the driver tells
     return ""
 
 
-def _read(path: str) -> bytes:
+def _frozen(path: str) -> bool:
+    """Version 1 (freezer-subsystem.rst)."""
     try:
-        with open(path, "rb") as f:
-            return f.read()
+        with open(f"/sys/fs/cgroup/freezer{path}/freezer.state") as f:
+            return f.read().strip() == "FROZEN"
     except OSError:
-        return b""
+        return False

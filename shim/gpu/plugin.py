@@ -46,10 +46,12 @@ def directory(chosen: CriuOptions) -> str:
 def check_build(libdir: str, criu: str) -> None:
     """Raise UnsupportedError when the plugin was built for another CRIU, whose symbols it would miss."""
     with open(f"{libdir}/{LIBRARY}", "rb") as plugin, open(criu, "rb") as program:
+        if _NEEDS not in plugin.read():
+            return
         whole = program.read()
-        if not whole.startswith(b"\x7fELF"):
-            return  # a script that starts CRIU: which one cannot be told from it
-        if _NEEDS in plugin.read() and _NEEDS not in whole:
+        if (
+            whole.startswith(b"\x7fELF") and _NEEDS not in whole
+        ):  # else a script that starts it: it does not say which
             raise UnsupportedError(
                 f"{libdir}/{LIBRARY} is of a newer build than {criu}: CRIU would stop with an undefined symbol",
                 hint="install CRIU and its plugins from the same package",
@@ -111,7 +113,6 @@ def dumping(
     libdir = directory(chosen)
     check_build(libdir, criu)
     driver = Driver()
-    # the driver waits for ever for an answer of a frozen process, even when only asked for its state
     with runtime_below.thawed(line, below), nvml.opened() as management:
         found = tasks.cuda(driver, pid, management.used_by())
         gpus = preflight.seen(management, pid)
