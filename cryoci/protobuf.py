@@ -22,24 +22,15 @@ class Message:
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._fields: dict[int, list[int | bytes]] = {}
-        view, at = memoryview(data), 0
-        while at < len(view):
-            key, at = varint(view, at)
-            number, wire = key >> 3, key & 7
-            value: int | bytes
-            if number == 0:
-                raise ImageError("a message has a field of number 0: it is damaged")
-            if wire == _VARINT:
-                value, at = varint(view, at)
-            elif wire == _BYTES:
-                size, at = varint(view, at)
-                value, at = _cut(view, at, size)
-            elif wire in _WIDTHS:
-                raw, at = _cut(view, at, _WIDTHS[wire])
-                value = int.from_bytes(raw, "little")
+        view = memoryview(data)
+        for number, wire, value, _ in _walk(view):
+            one: int | bytes
+            if isinstance(value, int):
+                one = value
             else:
-                raise ImageError(f"a message has a field of wire type {wire}: it is damaged")
-            self._fields.setdefault(number, []).append(value)
+                raw = bytes(view[slice(*value)])
+                one = raw if wire == _BYTES else int.from_bytes(raw, "little")
+            self._fields.setdefault(number, []).append(one)
 
     def __contains__(self, number: int) -> bool:
         return number in self._fields
@@ -91,29 +82,14 @@ class Message:
         return [Message(value) for value in values if isinstance(value, bytes)]
 
 
-def spans(data: bytes) -> Iterator[tuple[int, int | tuple[int, int], int]]:
+def spans(data: bytes | memoryview) -> Iterator[tuple[int, int | tuple[int, int], int]]:
     """Fields of a message: number, value (of bytes: where they lie), and where the value begins, with its length.
 
-    Raises ImageError.
+    Numbers of a fixed width are left out. Raises ImageError.
     """
-    at = 0
-    try:
-        while at < len(data):
-            key, at = varint(data, at)
-            place = at
-            if key & 7 == 0:
-                value, at = varint(data, at)
-                yield key >> 3, value, place
-            elif key & 7 == 2:
-                size, at = varint(data, at)
-                if at + size > len(data):
-                    raise IndexError(at)
-                yield key >> 3, (at, at + size), place
-                at += size
-            else:
-                at += {1: 8, 5: 4}[key & 7]
-    except (ImageError, IndexError, KeyError) as e:
-        raise ImageError("a message is damaged") from e
+    for number, wire, value, place in _walk(memoryview(data)):
+        if wire not in _WIDTHS:
+            yield number, value, place
 
 
 def replaced(data: bytes, path: Sequence[int], value: bytes) -> bytes:
@@ -153,7 +129,30 @@ def encode(value: int) -> bytes:
     return result + bytes([value])
 
 
-def _cut(view: memoryview, at: int, size: int) -> tuple[bytes, int]:
-    if size > len(view) - at:
-        raise ImageError("a message ends in the middle of a field: it is damaged")
-    return bytes(view[at : at + size]), at + size
+def number_field(number: int, value: int) -> bytes:
+    """A field that is a number, not negative, as varint."""
+    return encode(number << 3 | _VARINT) + encode(value)
+
+
+def _walk(view: memoryview) -> Iterator[tuple[int, int, int | tuple[int, int], int]]:
+    """Number, wire type and value (what is no varint: where it lies) of each field, and where its value begins."""
+    at = 0
+    while at < len(view):
+        key, at = varint(view, at)
+        number, wire, place = key >> 3, key & 7, at
+        if number == 0:
+            raise ImageError("a message has a field of number 0: it is damaged")
+        if wire == _VARINT:
+            value, at = varint(view, at)
+            yield number, wire, value, place
+            continue
+        if wire == _BYTES:
+            size, at = varint(view, at)
+        elif wire in _WIDTHS:
+            size = _WIDTHS[wire]
+        else:
+            raise ImageError(f"a message has a field of wire type {wire}: it is damaged")
+        if size > len(view) - at:
+            raise ImageError("a message ends in the middle of a field: it is damaged")
+        yield number, wire, (at, at + size), place
+        at += size

@@ -49,15 +49,13 @@ def set_registers(directory: str, thread: int, registers: Sequence[int]) -> None
     if int.from_bytes(data[8:12], "little") != len(message):
         raise ImageError(f"{os.path.basename(path)} of the checkpoint is damaged")
     old = Message(message).message(_INFO).data(_REGISTERS)
-    kept = b"".join(
-        protobuf.encode(number << 3) + protobuf.encode(value)
+    kept = [
+        (number, value)
         for number, value, _ in protobuf.spans(old)
         if number > _COUNT and isinstance(value, int)
-    )
-    new = b"".join(
-        protobuf.encode(number << 3) + protobuf.encode(value) for number, value in enumerate(registers, 1)
-    )
-    message = protobuf.replaced(message, (_INFO, _REGISTERS), new + kept)
+    ]
+    new = b"".join(protobuf.number_field(*one) for one in (*enumerate(registers, 1), *kept))
+    message = protobuf.replaced(message, (_INFO, _REGISTERS), new)
     new_path = path + ".new"
     with open(new_path, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as f:
         f.write(data[:8] + len(message).to_bytes(4, "little") + message)

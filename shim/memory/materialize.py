@@ -208,11 +208,7 @@ def _number(message: bytes, wanted: int) -> int:
 def _new_entry(start: int, pages: int, flags: int, *, wide: bool) -> bytes:
     """Older CRIUs count pages in field 2, newer ones in 5, and others' tools know field 2 alone: both have it."""
     counts = ((2, min(pages, 2**32 - 1)), (4, flags), *(((5, pages),) if wide else ()))
-    return _sized(
-        b"".join(
-            protobuf.encode(number << 3) + protobuf.encode(value) for number, value in ((1, start), *counts)
-        )
-    )
+    return _sized(b"".join(protobuf.number_field(number, value) for number, value in ((1, start), *counts)))
 
 
 def _sized(message: bytes) -> bytes:
