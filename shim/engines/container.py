@@ -123,7 +123,7 @@ def runtime_argv(root: str | None, verb: str, *words: str) -> list[str]:
 def state_argv(root: str | None, container_id: str, runtime: str) -> list[str]:
     """Command line that asks for the state of a container which `runtime` made.
 
-    That runtime answers where cryoci-runtime would only pass the question on: a checkpoint asks nine times.
+    That runtime answers where cryoci-runtime would only pass the question on, at the price of a start of Python.
     """
     waits = f"{Record(root, container_id).directory}/{waiting.NAME}"
     if not os.access(runtime, os.X_OK) or os.path.exists(waits):

@@ -11,14 +11,13 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 
 from cryoci.shim.memory import calls, inject
+from cryoci.shim.memory.find import search
+from cryoci.shim.memory.inject import ORIG_RAX, RAX, RIP
 
 _LOOP = b"\xeb\xfe"  # jmp .
 _SPARED = 16  # bytes at the start of executable memory, of which CRIU writes over some
-_PIECE = 1 << 20
-_RAX, _ORIG_RAX, _RIP = 10, 15, 16  # in struct user_regs_struct
 _PAUSE = 34
 _NONE = (1 << 64) - 1
 _GET_RSEQ = 0x420F  # PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13
@@ -31,27 +30,17 @@ _SYSCALL_SIZE = 2
 
 def find(pid: int, areas: Sequence[tuple[int, int, bool]]) -> int | None:
     """Address of a jump to itself in executable memory of `pid`, whose (start, end, executable) are `areas`."""
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for start, end, runs in areas:
-            at = start + _SPARED
-            while runs and at < end:
-                with suppress(OSError):
-                    memory.seek(at)
-                    found = memory.read(min(end - at, _PIECE)).find(_LOOP)
-                    if found >= 0:
-                        return at + found
-                at += _PIECE
-    return None
+    return search(pid, ((start + _SPARED, end) for start, end, runs in areas if runs), _LOOP)
 
 
 def registers(before: Sequence[int], loop: int | None, pid: int) -> list[int]:
     """Those of a thread at its berth. Raises UnsupportedError where the process has neither."""
     made = list(before)
-    made[_ORIG_RAX] = _NONE  # it is in no system call that the kernel would restart
+    made[ORIG_RAX] = _NONE  # it is in no system call that the kernel would restart
     if loop is None:
-        made[_RIP], made[_RAX] = inject.gadget(pid), _PAUSE
+        made[RIP], made[RAX] = inject.gadget(pid), _PAUSE
     else:
-        made[_RIP] = loop
+        made[RIP] = loop
     return made
 
 
@@ -75,19 +64,27 @@ def outside_of_rseq(thread: int, pid: int, before: list[int]) -> list[int]:
             _, _, start, size, abort = struct.unpack("<IIQQQ", memory.read(32))
     except (OSError, struct.error):
         return before  # an older kernel, or nothing that it would follow
-    if 0 <= before[_RIP] - start < size:
-        return [abort if place == _RIP else value for place, value in enumerate(before)]
+    if 0 <= before[RIP] - start < size:
+        return [abort if place == RIP else value for place, value in enumerate(before)]
     return before
 
 
 def resumed(before: Sequence[int]) -> list[int]:
     """Registers from which another kernel does what this one would: CRIU's rule (compel, get_task_regs)."""
     made = list(before)
-    said = (1 << 64) - made[_RAX]
-    if made[_ORIG_RAX] >> 63 == 0:
+    said = (1 << 64) - made[RAX]
+    if made[ORIG_RAX] >> 63 == 0:
         if said in (_NOHAND, _SYS, _NOINTR):
-            made[_RAX] = made[_ORIG_RAX]
-            made[_RIP] -= _SYSCALL_SIZE
-        elif said == _BLOCK:
-            made[_RAX] = _NONE + 1 - _EINTR
+            made[RAX] = made[ORIG_RAX]
+            made[RIP] -= _SYSCALL_SIZE
+        else:
+            made = interrupted(made)
+    return made
+
+
+def interrupted(before: Sequence[int]) -> list[int]:
+    """Registers of a thread for which nobody knows any more what the kernel was to restart: that call was cut off."""
+    made = list(before)
+    if made[RAX] == _NONE + 1 - _BLOCK:
+        made[RAX] = _NONE + 1 - _EINTR
     return made

@@ -130,9 +130,10 @@ def flatten(directory: str, passed: Callable[[int], None] = lambda n: None) -> i
                 continue
             with chunk.Reader(places.of(key), key, digest) as reader:
                 reader.check()
-                brought += os.fstat(reader.fd).st_size
+                size = os.fstat(reader.fd).st_size
                 _bring(reader.fd, f"{directory}/{key.name}")
-                passed(os.fstat(reader.fd).st_size)
+            brought += size
+            passed(size)
     if content.sources:
         sync_directory(directory)
         index.write(directory, content.areas, content.chunks)

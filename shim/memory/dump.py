@@ -11,7 +11,7 @@ from cryoci import trace
 from cryoci.errors import CheckpointError, ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.files import keep
 from cryoci.shim import cgroup
-from cryoci.shim.memory import capture, find, freezer, guard, inject, journal, placement, repair, stand
+from cryoci.shim.memory import capture, find, freezer, inject, journal, placement, repair, stand
 from cryoci.shim.memory.find import Process
 from cryoci.shim.memory.freezer import Freezer
 from cryoci.shim.memory.journal import Journal, Member
@@ -84,8 +84,7 @@ def take_out(
         moved = {process.pid for process in chosen}
         with trace.span("memory: drop", bytes=size):
             others = [pid for pid in everybody if pid not in moved]
-            level = len(find.status(init).get("NSpid", "").split()) or 1
-            return _drop(record, note, box, chosen, others, settings.workers, level)
+            return _drop(record, note, box, chosen, others, settings.workers, find.depth(init))
     except BaseException as e:
         _undo(record, journal.read(record), box, was_frozen, directory, settings, e)
         if isinstance(e, OSError):
@@ -104,8 +103,7 @@ def conclude(record: Record, note: Journal) -> None:
 
     Raises OSError, ImageError, RestoreError.
     """
-    stand.correct(record, note.directory)
-    guard.arm(note.directory)
+    repair.complete(record, note.directory)
 
 
 def _drop(

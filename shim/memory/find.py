@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryoci.shim import cgroup
@@ -22,6 +23,7 @@ _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+) *(.*)
 _TOLD = frozenset("Size Rss Shared_Clean Shared_Dirty Swap SwapPss Locked".split())
 _SIGCONT, _SIGSTOP = 1 << 17, 1 << 18
 _STATES = frozenset("RSD")
+_PIECE = 1 << 20  # bytes that `search` reads at once
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def processes(init: int, threshold: int) -> list[Process]:
     They must be frozen, so that nothing changes after this look.
     """
     everybody = cgroup.tree(init)
-    level = len(status(init).get("NSpid", "").split()) or 1
+    level = depth(init)
     found = []
     for pid in everybody:
         try:
@@ -70,6 +72,24 @@ def status(pid: int) -> dict[str, str]:
     """/proc/PID/status by its keys. Raises OSError."""
     with open(f"/proc/{pid}/status") as f:
         return {key: value.strip() for key, _, value in (line.partition(":") for line in f)}
+
+
+def depth(init: int) -> int:
+    """How deep the pid namespace of `init` is: images have the number of that level of NSpid. Raises OSError."""
+    return len(status(init).get("NSpid", "").split()) or 1
+
+
+def search(pid: int, ranges: Iterable[tuple[int, int]], wanted: bytes) -> int | None:
+    """Address of the first bytes like `wanted` in the memory of `pid` in `ranges` (start, end). Raises OSError."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for start, end in ranges:
+            for at in range(start, end, _PIECE):
+                with suppress(OSError):
+                    memory.seek(at)
+                    found = memory.read(min(end - at, _PIECE)).find(wanted)
+                    if found >= 0:
+                        return at + found
+    return None
 
 
 def alive(pid: int, since: int) -> bool:

@@ -28,7 +28,7 @@ _OPTIONS = 1 << 21 | 1  # PTRACE_O_SUSPEND_SECCOMP, PTRACE_O_TRACESYSGOOD
 _AT_SYSCALL = 5 | 0x80  # SIGTRAP, as TRACESYSGOOD marks it
 _WALL = 0x40000000
 _REGISTERS = 27  # struct user_regs_struct (sys/user.h)
-_RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _CS = 10, 12, 13, 14, 15, 16, 17
+RAX, _RDX, _RSI, _RDI, ORIG_RAX, RIP, _CS = 10, 12, 13, 14, 15, 16, 17
 _CS64 = 0x33
 _MADVISE, _DONTNEED = 28, 4
 _SYSCALL = b"\x0f\x05"
@@ -84,7 +84,7 @@ def heal(pid: int, saved: Saved) -> None:
     try:
         now, before = registers_of(pid), unpack(saved["registers"])
         at = int(saved["at"], 16)
-        if now[_RIP] in (at, at + len(_SYSCALL)) and now[_RDX] == _DONTNEED and now != before:
+        if now[RIP] in (at, at + len(_SYSCALL)) and now[_RDX] == _DONTNEED and now != before:
             _put_back(pid, saved)
         else:
             set_mask(pid, bytes.fromhex(saved["mask"]))
@@ -168,7 +168,7 @@ def _call(pid: int, saved: Saved, number: int, first: int, second: int, third: i
     at = int(saved["at"], 16)
     registers = unpack(saved["registers"])
     for place, value in (
-        (_RIP, at), (_RAX, number), (_RDI, first), (_RSI, second), (_RDX, third), (_ORIG_RAX, (1 << 64) - 1),
+        (RIP, at), (RAX, number), (_RDI, first), (_RSI, second), (_RDX, third), (ORIG_RAX, (1 << 64) - 1),
     ):  # fmt: skip
         registers[place] = value
     set_mask(pid, b"\xff" * 8)  # a signal that comes meanwhile waits
@@ -179,9 +179,9 @@ def _call(pid: int, saved: Saved, number: int, first: int, second: int, third: i
         calls.ptrace(_TO_SYSCALL, pid)
         halts += _wait(pid) == _AT_SYSCALL  # before the call, and after it
         now = registers_of(pid)
-        if halts == 2 and now[_RIP] == at + len(_SYSCALL):
-            return ctypes.c_long(now[_RAX]).value
-        if now[_RIP] not in (at, at + len(_SYSCALL)):
+        if halts == 2 and now[RIP] == at + len(_SYSCALL):
+            return ctypes.c_long(now[RAX]).value
+        if now[RIP] not in (at, at + len(_SYSCALL)):
             break  # else another stop came first, and nothing was run
     raise CheckpointError(f"process {pid} went elsewhere while its memory was dropped")
 
@@ -242,14 +242,12 @@ def gadget(pid: int) -> int:
         lines = [line.split(maxsplit=5) for line in f]
     code = [line for line in lines if line[1][2] == "x" and line[-1].strip() != "[vsyscall]"]
     code.sort(key=lambda line: line[-1].strip() != "[vdso]")
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in code:
-            start, end = (int(number, 16) for number in line[0].split("-"))
-            while start < end:
-                with suppress(OSError):
-                    memory.seek(start)
-                    found = memory.read(min(end - start, 1 << 20)).find(_SYSCALL)
-                    if found >= 0:
-                        return start + found
-                start += 1 << 20
+    found = find.search(pid, (_range(line[0]) for line in code), _SYSCALL)
+    if found is not None:
+        return found
     raise UnsupportedError(f"process {pid} has no system call instruction in its code")
+
+
+def _range(text: str) -> tuple[int, int]:
+    start, end = (int(number, 16) for number in text.split("-"))
+    return start, end

@@ -60,6 +60,15 @@ def repair(record: Record, supplier: Supplier | None = None) -> str | None:
     return f"{len(found.members)} processes have their memory and run on"
 
 
+def complete(record: Record, directory: str) -> None:
+    """CRIU's images in `directory` have come to their end: threads where they stood, then the guard, which says so.
+
+    May be called again. Raises OSError, ImageError, RestoreError.
+    """
+    stand.correct(record, directory)
+    guard.arm(directory)
+
+
 def abandon(record: Record) -> None:
     """The container has been ended, and its checkpoint is stored: forget a journal that there may be."""
     found = journal.read(record)
@@ -176,8 +185,7 @@ def _conclude(record: Record, found: Journal, supplier: Supplier | None) -> str:
     if dumped:
         if source is not None and not source.stays:
             supply.bring(source, found.directory)
-        stand.correct(record, found.directory)
-        guard.arm(found.directory)
+        complete(record, found.directory)
         # not `forget`: a scratch directory of a killed cryoci, which holds them now, stays until the next boot
         stand.forget(record)
         journal.remove(record)

@@ -28,9 +28,7 @@ from cryoci.shim.record import Record
 
 NAME = "threads.json"
 _CODE = 16  # bytes at the start of executable memory, of which CRIU writes over eight
-_RAX = 10  # in struct user_regs_struct
 _CLOSE, _MUNMAP = 3, 11
-_RESTART_BLOCK, _EINTR = 516, 4  # the kernel has forgotten what to restart: the call was interrupted, then
 _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ..([x-])")
 
 
@@ -128,8 +126,8 @@ def _settle(thread: int, before: list[int], parked: list[int], mask: bytes) -> b
             inject.set_registers(thread, parked)
             inject.swallow(thread, signal.SIGTRAP)
             now = parked
-        if elsewhere and before[_RAX] == (1 << 64) - _RESTART_BLOCK:
-            before[_RAX] = (1 << 64) - _EINTR
+        if elsewhere:  # the kernel may have forgotten what to restart
+            before = berth.interrupted(before)
         if now != before:
             inject.set_registers(thread, before)
         inject.set_mask(thread, mask)

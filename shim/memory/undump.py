@@ -36,7 +36,7 @@ def complete(record: Record, init: int, directory: str, settings: Settings) -> N
     Raises RestoreError, ImageError, IntegrityError: the processes are stopped then, and must be ended.
     """
     wanted = set(index.read(directory).areas)
-    level = len(find.status(init).get("NSpid", "").split())
+    level = find.depth(init)
     members = []
     for pid in cgroup.tree(init):
         numbers = find.status(pid).get("NSpid", "").split()
