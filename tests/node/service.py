@@ -101,8 +101,9 @@ class Client:
     """A program of tests/node/services that runs on the node: a line of JSON to it, a line of JSON from it."""
 
     def __init__(self, node: NamespaceNode, program: str, *argv: str) -> None:
-        node.write(f"/srv/{program}", (PROGRAMS / program).read_text())
-        words = ["python3", f"/srv/{program}", *argv]
+        path = f"/srv/{id(self):x}-{program}"  # its own: one written anew while another client reads it is empty
+        node.write(path, (PROGRAMS / program).read_text())
+        words = ["python3", path, *argv]
         env = {"PYTHONPATH": f"{services.PYTHON}{services.WHEELS}"}
         self.process = node.popen(words, stdin=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
 
@@ -116,14 +117,15 @@ class Client:
     def ask(self, what: str) -> Any:
         """Its answer to a request. Raises AssertionError with what it said when that is none."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"ask": what}).encode() + b"\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        line = b""
         try:
+            self.process.stdin.write(json.dumps({"ask": what}).encode() + b"\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
             return json.loads(line)
-        except ValueError:
+        except (ValueError, BrokenPipeError):
             said = (line + self.process.stdout.read()).decode(errors="replace")
-            raise AssertionError(f"the client failed: {said}") from None
+            raise AssertionError(f"the client ended with {self.process.wait()}: {said}") from None
 
 
 def goes_on(client: Client, written: int, more: int = 100) -> int:
