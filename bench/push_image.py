@@ -321,6 +321,9 @@ def main() -> None:
     parser.add_argument("--disk", action="store_true", help="node storage on disk; default: tmpfs")
     parser.add_argument("--push", action="store_true", help="package and push alone")
     parser.add_argument(
+        "--link", type=int, metavar="MBIT", help="hold the loopback to this; default: as it is"
+    )
+    parser.add_argument(
         "--only", nargs="+", metavar="WORDS", help="tools whose names have any of these words"
     )
     args = parser.parse_args()
@@ -334,6 +337,8 @@ def compare(args: argparse.Namespace, megabytes: int) -> None:
     with Cluster(tag="bench") as cluster:
         node = cluster.start("bench", scratch_mib=max(14336, megabytes * 6), disk=args.disk)
         raw = prepare(node, args.dir, megabytes)
+        if args.link:
+            node.sh(f"tc qdisc add dev lo root tbf rate {args.link}mbit burst 2m latency 20ms")
         versions = node.sh(
             "for t in criu skopeo buildah podman; do printf '%s %s, ' $t \"$($t --version | "
             "grep -oE '[0-9]+\\.[0-9]+(\\.[0-9]+)?' | head -1)\"; done; oras version | head -1 | "
@@ -348,7 +353,7 @@ def compare(args: argparse.Namespace, megabytes: int) -> None:
             moved, pulled = others(node, args)
     print(f"{raw / 1e9:.2f} GB of CRIU image and descriptions, {size / 1e9:.2f} GB as an image (zstd 1).")
     print(f"Load when it began: {load:.1f}.")
-    kind = "disk" if args.disk else "tmpfs"
+    kind = ("disk" if args.disk else "tmpfs") + (f", a link of {args.link} Mbit/s" if args.link else "")
     print(f"{os.cpu_count()} cores, Linux {platform.release()}, {kind}; {versions.strip()}.\n")
     print(table("Package and push", pushed, raw), "\n")
     if moved:

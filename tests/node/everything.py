@@ -36,12 +36,14 @@ class Container:
     """The counter with a terminal, a published port, a named volume, a health check, limits, seccomp and all."""
 
     def __init__(self, node: Node, below: str, image: str, options: tuple[str, ...] = ()) -> None:
-        self.node = node
         self.options = (*OPTIONS, *options)
         self.subject = Subject(node, Kind("podman", "cryoci-runtime", below), f"everything-{below}", image)
         self.first: dict[str, Any] = {}
-        node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
-        node.write("/srv/seccomp.json", commands.SECCOMP)
+        self._settle()
+
+    @property
+    def node(self) -> Node:
+        return self.subject.node
 
     def start(self) -> None:
         self.first = self.subject.start(options=self.options)
@@ -73,21 +75,24 @@ class Container:
             assert json.loads(said)["container_statistics"][0]["criu_statistics"][number] > 0
         self.check()
 
-    def travel(self) -> None:
-        """podman's archive, as on a node that has never seen the container."""
+    def travel(self, there: Node | None = None) -> None:
+        """podman's archive, restored `there`, or here as on a node that has never seen the container."""
         archive = f"/srv/{self.subject.name}.tar"
         self.node.run([*PODMAN, "container", "checkpoint", f"--export={archive}", self.subject.name])
-        self._forget()
+        packed = self.node.read(archive)
+        self.node.run(["rm", archive])
+        self._move(there)
+        self.node.write(archive, packed)
         self.node.run([*PODMAN, "container", "restore", f"--import={archive}"])
         self.node.run(["rm", archive])
         self.check()
 
-    def recreate(self) -> None:
+    def recreate(self, reference: str = "", there: Node | None = None) -> None:
         """cryoci's checkpoint, and an annotated create."""
-        subject = self.subject
-        subject.checkpoint(f"{subject.name}:1", "--volumes")
-        self._forget()
-        words = [*self.options, f"--tmpfs={TMPFS}", f"--annotation=io.cryoci.restore={subject.name}:1"]
+        subject, reference = self.subject, reference or f"{self.subject.name}:1"
+        subject.checkpoint(reference, "--volumes")
+        self._move(there)
+        words = [*self.options, f"--tmpfs={TMPFS}", f"--annotation=io.cryoci.restore={reference}"]
         argv = [*PODMAN, "run", "--detach", f"--name={subject.name}", *words, subject.image, "sleep", "9"]
         self.node.run(argv, timeout=120)
         self.check()
@@ -99,6 +104,18 @@ class Container:
         assert status.strip() == "0"
         self._forget()
         self.node.run(["rm", "-f", CONFIG])
+
+    def _settle(self) -> None:
+        """What the node has before the container: the runtime below, and the profile that podman is told of."""
+        self.node.write(CONFIG, f'[runtime]\npath = "{self.subject.kind.below}"\n')
+        self.node.write("/srv/seccomp.json", commands.SECCOMP)
+
+    def _move(self, there: Node | None) -> None:
+        self._forget()
+        if there is not None:
+            self.node.run(["rm", "-f", CONFIG])
+            self.subject = self.subject.on(there)
+            self._settle()
 
     def _forget(self) -> None:
         self.subject.remove()

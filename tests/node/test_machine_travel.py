@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container with a bit of everything goes from machine to machine and back, its limits with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.node import everything
+from tests.nodes import workload
+from tests.nodes.cluster import Cluster
+from tests.nodes.machine import Machine
+
+pytestmark = [pytest.mark.machine, pytest.mark.timeout(900)]
+
+LIMITS = {"memory.max": str(192 << 20), "pids.max": "60", "cpu.max": "90000 100000"}
+OPTIONS = ("--init", "--memory=192m", "--pids-limit=60", "--cpus=0.9")
+
+
+@pytest.fixture(scope="module")
+def registry(machine_cluster: Cluster, two_machines: tuple[Machine, Machine]) -> str:
+    """A registry with the counter, which both machines have; and they have what `--init` needs."""
+    node = machine_cluster.start("registry")
+    address = machine_cluster.registry(node)
+    workload.push(node, f"{address}/counter:1")
+    for machine in two_machines:
+        machine.run(["podman", "pull", "--quiet", f"{address}/counter:1"], timeout=120)
+        everything.give_init(machine)
+    return address
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_there_and_back(two_machines: tuple[Machine, Machine], registry: str, below: str) -> None:
+    """podman's own verbs in place and to the other machine; annotated create brings it back."""
+    here, there = two_machines
+    container = everything.Container(here, below, f"{registry}/counter:1", OPTIONS)
+    container.start()
+    must_be_held(container)
+    container.stop_and_restore_in_place()
+    must_be_held(container)
+    container.travel(there)
+    must_be_held(container)
+    container.recreate(f"{registry}/moved/{below}:1", here)
+    must_be_held(container)
+    container.remove()
+
+
+def must_be_held(container: everything.Container) -> None:
+    """Its limits are in force, in a cgroup of its own."""
+    subject = container.subject
+    (group,) = {line.strip() for line in subject.cgroups}
+    assert subject.id in group
+    found = {name: subject.node.read(f"/sys/fs/cgroup{group}/{name}").decode().strip() for name in LIMITS}
+    assert found == LIMITS
