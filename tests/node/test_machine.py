@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.node.subject import CONFIG, KINDS, TMPFS, Kind, Subject, runs_on
+from tests.node.subject import CONFIG, KINDS, Kind, Subject, runs_on
 from tests.node.test_memory import Pair
 from tests.nodes import workload
 from tests.nodes.machine import Machine
@@ -54,25 +54,6 @@ def _limits(subject: Subject) -> dict[str, str]:
         name: subject.node.read(f"/sys/fs/cgroup{group}/{name}").decode().strip()
         for name in ("memory.max", "pids.max")
     }
-
-
-@pytest.mark.parametrize("below", ["runc", "crun"])
-def test_annotated_create_with_limits(loaded: Machine, below: str) -> None:
-    """The new container's limits are in force, and its own cgroup holds all that was restored."""
-    node = loaded
-    node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
-    subject = Subject(node, Kind("podman", "cryoci-runtime", below), f"limits-{below}", workload.IMAGE)
-    before = subject.start(options=("--memory=200m",))
-    subject.checkpoint(f"{subject.name}:1", "--compression=none")
-    subject.remove()
-    asked = (f"--annotation=io.cryoci.restore={subject.name}:1", f"--tmpfs={TMPFS}", "--memory=256m")
-    argv = ["podman", "--runtime=cryoci-runtime", "run", "--detach", f"--name={subject.name}", *asked]
-    node.run([*argv, workload.IMAGE, "sleep", "9"], timeout=120)
-    runs_on(before, subject.wait(before["count"] + 3))
-    assert _limits(subject)["memory.max"] == str(256 << 20)
-    assert len(subject.cgroups) == 1 and subject.id in subject.cgroups.pop()
-    subject.remove()
-    node.run(["rm", "-f", CONFIG])
 
 
 def test_pre_checkpoint(loaded: Machine) -> None:

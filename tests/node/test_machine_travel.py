@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.machine, pytest.mark.timeout(900)]
 
 LIMITS = {"memory.max": str(192 << 20), "pids.max": "60", "cpu.max": "90000 100000"}
 OPTIONS = ("--init", "--memory=192m", "--pids-limit=60", "--cpus=0.9")
+NEW = {**LIMITS, "memory.max": str(256 << 20), "pids.max": "50"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def registry(machine_cluster: Cluster, two_machines: tuple[Machine, Machine]) ->
 
 @pytest.mark.parametrize("below", ["runc", "crun"])
 def test_there_and_back(two_machines: tuple[Machine, Machine], registry: str, below: str) -> None:
-    """podman's own verbs in place and to the other machine; annotated create brings it back."""
+    """podman's own verbs in place and to the other machine; annotated create brings it back, with limits of its own."""
     here, there = two_machines
     container = everything.Container(here, below, f"{registry}/counter:1", OPTIONS)
     container.start()
@@ -39,15 +40,16 @@ def test_there_and_back(two_machines: tuple[Machine, Machine], registry: str, be
     must_be_held(container)
     container.travel(there)
     must_be_held(container)
+    container.options += ("--memory=256m", "--pids-limit=50")  # podman takes the last
     container.recreate(f"{registry}/moved/{below}:1", here)
-    must_be_held(container)
+    must_be_held(container, NEW)
     container.remove()
 
 
-def must_be_held(container: everything.Container) -> None:
+def must_be_held(container: everything.Container, limits: dict[str, str] = LIMITS) -> None:
     """Its limits are in force, in a cgroup of its own."""
     subject = container.subject
     (group,) = {line.strip() for line in subject.cgroups}
     assert subject.id in group
-    found = {name: subject.node.read(f"/sys/fs/cgroup{group}/{name}").decode().strip() for name in LIMITS}
-    assert found == LIMITS
+    found = {name: subject.node.read(f"/sys/fs/cgroup{group}/{name}").decode().strip() for name in limits}
+    assert found == limits
