@@ -31,7 +31,7 @@ def registry(machine_cluster: Cluster, two_machines: tuple[Machine, Machine]) ->
 
 @pytest.mark.parametrize("below", ["runc", "crun"])
 def test_there_and_back(two_machines: tuple[Machine, Machine], registry: str, below: str) -> None:
-    """podman's own verbs in place and to the other machine; annotated create brings it back, with limits of its own."""
+    """podman's own verbs in place and to the other machine; annotated create brings it back, with other limits."""
     here, there = two_machines
     container = everything.Container(here, below, f"{registry}/counter:1", OPTIONS)
     container.start()
