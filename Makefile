@@ -54,9 +54,10 @@ check: venv ## ruff (lint and format) and mypy --strict
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 
-test: check ## check, then every test that this machine can run
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory node; \
-	else echo "make: not root, so tests that need nodes are skipped"; fi
+test: venv ## check, then every test that this machine can run
+	@# mypy takes one processor, and so does most of what makes the nodes.
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory --jobs=2 --output-sync check node; \
+	else $(MAKE) --no-print-directory check; echo "make: not root, so tests that need nodes are skipped"; fi
 	@# Emulated machines (one processor each, two at a time) starve beside other tests: they go first. What fails beside
 	@# others runs once more, alone; the report says so. Files go whole to a worker, those with nodes first: xdist's own
 	@# way hands out the first eighth of all tests, which is nearly every one with a node, to the first worker at once.

@@ -179,9 +179,10 @@ def answers(node: Node, lines: Iterable[str], *own: str, timeout: float = 120) -
 
 
 def _plain(text: str, own: tuple[str, ...]) -> str:
+    # first, as an ID may have a port's digits in it
+    text = re.sub(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b", "ID", text)
     for word in sorted(own, key=len, reverse=True):
         text = text.replace(word, "OWN")
-    text = re.sub(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b", "ID", text)
     text = re.sub(r'time="[^"]*"', "time", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[^ ,\"]*", "TIME", text)
     # of one message two programs make: bare runc and crun put their own name before it

@@ -24,16 +24,12 @@ def loaded(machine: Machine) -> Machine:
     return machine
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [KINDS["podman+runc"], KINDS["podman+crun"], Kind("podman", "cryoci-runtime", "crun")],
-    ids=["runc", "crun", "cryoci-runtime over crun"],
-)
+@pytest.mark.parametrize("kind", [KINDS["podman+runc"], KINDS["podman+crun"]], ids=["runc", "crun"])
 def test_podman_at_its_defaults(loaded: Machine, kind: Kind) -> None:
     """Limits are in force before and after, and no process is outside of its container's cgroup."""
     node = loaded
     node.write(CONFIG, f'[runtime]\npath = "{kind.below}"\n')
-    subject = Subject(node, kind, f"p-{kind.below}-{kind.runtime}", workload.IMAGE)
+    subject = Subject(node, kind, f"p-{kind.below}", workload.IMAGE)
     before = subject.start(options=("--memory=256m",))
     limits = _limits(subject)
     assert limits["memory.max"] == str(256 << 20) and limits["pids.max"].isdigit()

@@ -37,6 +37,7 @@ def test_commands(machine: Machine) -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.more
 def test_podman_with_its_defaults(machine: Machine) -> None:
     """Checkpoint and restore by podman and runc, with nothing in containers.conf but the runtimes table."""
     workload.load(machine)
