@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 
 from cryoci.errors import ImageError, NotFoundError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, ctr, extract, incoming, inflate, ociarchive, stores, unpack
+from cryoci.ociimage import (
+    archive,
+    blob,
+    ctr,
+    extract,
+    incoming,
+    inflate,
+    ociarchive,
+    parallel,
+    stores,
+    unpack,
+)
 from cryoci.ociimage.criu.image import DirectoryImages
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
@@ -208,4 +219,4 @@ def _overhead(name: str) -> int:
 
 
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(incoming.WORKERS, "cryoci-inflate")
+    return ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate")

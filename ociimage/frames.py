@@ -11,19 +11,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cryoci.ociimage import adaptive
+from cryoci.ociimage import adaptive, parallel
 
 if TYPE_CHECKING:
     from cryoci.ociimage.layers import Compression
 
-WORKERS = 2
+_LEAST = 3  # frames in flight per layer: read, compressed and sent
 
 
 class Pool:
-    """The compressing threads that all layers share; close it, or use it as a context manager."""
+    """The compressing threads that all layers share; close it, or use it as a context manager.
 
-    def __init__(self, compression: Compression, workers: int = WORKERS) -> None:
+    `depth` is how many frames a layer has in flight, where there are `layers` large ones: memory grows with the
+    threads, not with the layers.
+    """
+
+    def __init__(
+        self, compression: Compression, workers: int = parallel.WORKERS, *, layers: int = parallel.WIDTH
+    ) -> None:
         self.compression = compression
+        share = max(12, 2 * workers) // max(1, min(layers, parallel.WIDTH))
+        self.depth = max(_LEAST, min(share, workers + 4))
         self.gauge = adaptive.Gauge() if compression.auto else None
         self._local = threading.local()
         self._executor = ThreadPoolExecutor(workers, "cryoci-compress")

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from cryoci.ociimage.seal.keyring import Identities
 
 Opener = Callable[[Iterable[bytes]], Iterator[bytes]]  # from a blob to what is compressed in it
-WORKERS = 2  # decompressing threads
 RESERVE = 64 << 20  # bytes of the file system that a checkpoint never takes
 
 
@@ -61,7 +60,7 @@ class Incoming:
 
         Raises IntegrityError, ImageError, SpaceError, RegistryError.
         """
-        with ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool:
+        with ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate") as pool:
             return sum(parallel.each(lambda wanted, stop: self._get(wanted, pool, stop), layers))
 
     def _get(self, wanted: Wanted, pool: Executor, stop: parallel.Stop) -> int:

@@ -29,7 +29,6 @@ BULK_SIZE = 8 << 20  # bytes from which any file is a layer of its own
 SHARED = 32  # layers that chunks of memory get, however many other files there are
 MAX_LAYERS = 100  # overlayfs stops at about 127 lower directories in container storage
 _CHUNK = re.compile(r"checkpoint/cryoci-memory-([0-9]{1,7})-([0-9a-f]{1,16})\.img\Z")
-DEPTH = 6  # frames in flight per layer; those that are done wait to be sent
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ class Writer:
         pending: deque[Future[Made | None]] = deque()
         try:
             while True:
-                while len(pending) < DEPTH:
+                while len(pending) < self._pool.depth:  # those that are done wait to be sent
                     pending.append(run.begin())
                 began = time.monotonic()
                 made = pending.popleft().result()

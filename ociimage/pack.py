@@ -108,7 +108,7 @@ def push(
         shared = [*here, *(parent.select(digests, store, room) if parent else ())]
         plans = layers.plan(checkpoint, {n for layer in shared for n in layer.files}, len(shared))
         seal = _seal(encrypt_to, codec, plans)
-        with frames.Pool(codec) as pool:
+        with frames.Pool(codec, layers=len(plans) - 1) as pool:  # the metadata's is small
             done = _put_layers(store, plans, pool, directory, progress or Silent(), seal)
         config = ImageConfig(
             goarch(noted.get(families.CRIU + "host.arch")),

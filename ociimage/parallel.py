@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -10,7 +11,9 @@ from typing import TypeVar
 
 from cryoci.errors import CryociError
 
-WIDTH = 2  # layers in flight; memory grows with it
+_CPUS = len(os.sched_getaffinity(0))
+WIDTH = max(2, min(4, _CPUS // 2))  # layers in flight; each reads, hashes and sends about 1 GB/s
+WORKERS = max(2, min(8, _CPUS))  # threads that compress, or decompress, for all of them
 T = TypeVar("T")
 R = TypeVar("R")
 

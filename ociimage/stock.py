@@ -18,7 +18,7 @@ from pathlib import Path
 from cryoci.errors import CryociError, ImageError, IntegrityError
 from cryoci.ociimage import annotations as families
 from cryoci.ociimage import archive, blob, chunks, frames, inflate, layers, parallel, stores, tar
-from cryoci.ociimage.incoming import WORKERS, raw_limit
+from cryoci.ociimage.incoming import raw_limit
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import CONFIG, MANIFEST, Descriptor, ImageConfig, Manifest, digest_of, goarch
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
@@ -122,7 +122,7 @@ class Stocked:
         if layer is None:
             raise ImageError(f"{self._digest} does not hold {name}")
         with (
-            ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool,
+            ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate") as pool,
             closing(inflate.ahead(self._store.open_blob(layer))) as incoming,
         ):
             limit = raw_limit(layer, sys.maxsize)

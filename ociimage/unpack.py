@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from cryoci import files
 from cryoci.errors import ImageError, NotFoundError, PrivilegeError, UsageError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, partial, stores
-from cryoci.ociimage.incoming import WORKERS, Incoming, Wanted, openers_of, room
+from cryoci.ociimage import archive, blob, ctr, extract, inflate, ociarchive, parallel, partial, stores
+from cryoci.ociimage.incoming import Incoming, Wanted, openers_of, room
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import ENCRYPTED, INDEX_TYPES, MAX_MANIFEST, Index
 from cryoci.ociimage.progress import Progress, Silent
@@ -187,7 +187,7 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
             try:
                 with (
                     extract.Extractor(stage.files) as extractor,
-                    ThreadPoolExecutor(WORKERS, "cryoci-inflate") as pool,
+                    ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate") as pool,
                 ):
                     content = inflate.inflate(incoming, pool, limit=sys.maxsize, room=room(stage.files))
                     extractor.extract(content)

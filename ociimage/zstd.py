@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING
 
 from cryoci.errors import ImageError
+from cryoci.ociimage.parallel import WORKERS
 
 if TYPE_CHECKING or sys.version_info < (3, 14):
     from backports import zstd
@@ -21,7 +22,8 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 MAX_FRAME = 32 << 20  # bytes; a frame that is larger, either way, or of unknown size, is streamed
 PIECE = 1 << 20  # bytes of one streamed result
-_DEPTH = 3
+_DEPTH = 3  # frames that are always opened at the same time; more, as far as threads and _HELD go
+_HELD = 32 << 20  # bytes of their content
 _DICT_SIZES, _FCS_SIZES = (0, 1, 2, 4), (0, 2, 4, 8)
 
 
@@ -36,18 +38,20 @@ def decompress(
 ) -> Iterator[bytes]:
     """The content of a zstd stream; frames of moderate, known size are opened in parallel.
 
-    `ended` hears at the end of such a frame how many bytes of `chunks`, and of content, there are up to it, before its
-    content is given. Memory stays within a few MAX_FRAME whatever the headers claim. Raises ImageError.
+    `pool` has parallel.WORKERS threads. `ended` hears at the end of such a frame how many bytes of `chunks`, and of
+    content, there are up to it, before its content is given. Memory stays within a few MAX_FRAME whatever the headers
+    claim. Raises ImageError.
     """
     pending: deque[tuple[Future[bytes], int]] = deque()
     buffer = _Buffer(chunks)
-    given = 0
+    given = held = 0
 
     def take() -> bytes:
-        nonlocal given
+        nonlocal given, held
         future, end = pending.popleft()
         content = future.result()
         given += len(content)
+        held -= len(content)
         if ended is not None:
             ended(end, given)
         return content
@@ -64,7 +68,8 @@ def decompress(
             length = _frame_length(buffer, head) if size is not None and size <= MAX_FRAME else None
             if length is not None and size is not None:
                 pending.append((pool.submit(_open_frame, buffer.cut(length), size), buffer.taken))
-                if len(pending) == _DEPTH:
+                held += size
+                while len(pending) > WORKERS or (len(pending) >= _DEPTH and held > _HELD):
                     yield take()
             else:
                 while pending:

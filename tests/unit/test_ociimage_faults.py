@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from cryoci.errors import CryociError, IntegrityError
-from cryoci.ociimage import image, layers, reference
+from cryoci.ociimage import image, layers, parallel, reference
 from cryoci.ociimage import registry as registry_module
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
@@ -201,7 +201,7 @@ def test_a_truncated_answer_at_every_request_of_a_push(
 def test_tokens_that_expire_at_every_request(
     proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float]
 ) -> None:
-    """A token is good for three requests; each new one is asked for with what the auth file says."""
+    """A token is good for a request of each layer in flight and one more; each new one is asked for anew."""
     left = [0]
     lock = threading.Lock()
     realm = f"http://{proxy.host}/token"
@@ -209,7 +209,7 @@ def test_tokens_that_expire_at_every_request(
     def before(request: Request) -> bool:
         with lock:
             if request.path.startswith("/token"):
-                left[0] = 3
+                left[0] = parallel.WIDTH + 1
                 return request.answer(200, json.dumps({"token": f"t{time.monotonic_ns()}"}).encode())
             left[0] -= 1
             if request.handler.headers.get("Authorization", "").startswith("Bearer") and left[0] >= 0:

@@ -15,7 +15,7 @@ import pytest
 from backports import zstd
 
 from cryoci.errors import ImageError
-from cryoci.ociimage import archive, frames, layers
+from cryoci.ociimage import archive, frames, layers, parallel
 
 SIZE = 300_001
 
@@ -77,6 +77,33 @@ def test_one_reads_while_others_compress(memory: Path) -> None:
     met = threading.Event()
     with Meeting(layers.Compression(), 2) as pool:
         assert list(writer(memory, pool).open()) and met.is_set()
+
+
+def test_as_many_compress_as_there_are_threads(memory: Path) -> None:
+    """Of one large layer alone, too: most memory of a process is one file."""
+    all_of_them = threading.Barrier(8, timeout=10)
+
+    class Meeting(frames.Pool):
+        def compress(self, data: memoryview) -> bytes:
+            if not met.is_set():
+                all_of_them.wait()
+                met.set()
+            return super().compress(data)
+
+    met = threading.Event()
+    with Meeting(layers.Compression(), 8, layers=1) as pool:
+        assert list(writer(memory, pool).open()) and met.is_set()
+
+
+@pytest.mark.parametrize(
+    ("workers", "many", "depth"), [(2, 1, 6), (2, 2, 6), (2, 9, 3), (8, 1, 12), (8, 2, 8), (8, 9, 4)]
+)
+def test_memory_grows_with_threads_and_not_with_layers(
+    monkeypatch: pytest.MonkeyPatch, workers: int, many: int, depth: int
+) -> None:
+    monkeypatch.setattr(parallel, "WIDTH", 4)
+    with frames.Pool(layers.Compression(), workers, layers=many) as pool:
+        assert pool.depth == depth
 
 
 def test_a_file_that_shrinks(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
