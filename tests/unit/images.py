@@ -137,6 +137,17 @@ class Request:
         return True
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """Requests that outlive their test fail unheard: what they print would be another test's output."""
+
+    daemon_threads = True
+    closed = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not self.closed:
+            super().handle_error(request, client_address)
+
+
 class Proxy:
     """In front of a registry at `upstream`. Hooks may be set at any time.
 
@@ -176,13 +187,13 @@ class Proxy:
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         """Stop listening."""
+        self._server.closed = True
         self._server.shutdown()
         self._server.server_close()
 
