@@ -34,14 +34,21 @@ def choose(
     chosen: dict[str, Gpu] = {}
     left = {gpu.uuid: gpu for gpu in here}
     pinned = _pinned(wanted, here, fixed or {})
-    for one in wanted:
-        gpu = pinned.get(one.uuid) or (left.get(one.uuid) if one.uuid not in pinned else None)
-        if gpu is None:
+    for one in wanted:  # pins first: a GPU that is here itself must not take what is promised to another
+        if one.uuid not in pinned:
             continue
+        gpu = pinned[one.uuid]
         if gpu.uuid not in left:
-            raise UsageError(f"the device map gives {gpu.uuid} to two GPUs of the checkpoint")
+            raise UsageError(
+                f"the device map gives {gpu.uuid} to two GPUs of the checkpoint",
+                hint="write each NEW once; GPUs that the map does not name are chosen",
+            )
         _check(one, gpu)
         chosen[one.uuid] = left.pop(gpu.uuid)
+    for one in wanted:
+        if one.uuid not in chosen and one.uuid in left:
+            _check(one, left[one.uuid])
+            chosen[one.uuid] = left.pop(one.uuid)
     for one in sorted(wanted, key=lambda one: -one.need):
         if one.uuid in chosen:
             continue

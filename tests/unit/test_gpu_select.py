@@ -33,6 +33,8 @@ def wanted(uuid: str, need: int = 1, name: str = "H200") -> Wanted:
         ([wanted(A, 1), wanted(B, 8)], [gpu(C, 0, 2), gpu(D, 1, 9)], {}, {A: C, B: D}),  # the largest first
         ([wanted(A), wanted(B)], [gpu(A, 0), gpu(B, 1)], {A: B, B: A}, {A: B, B: A}),
         ([wanted(A), wanted(B)], [gpu(A, 0), gpu(B, 1)], {"0": "1"}, {A: B, B: A}),  # by index, rest follows
+        ([wanted(A), wanted(B)], [gpu(A, 0), gpu(B, 1)], {"1": "0"}, {A: B, B: A}),  # whichever is named
+        ([wanted(A), wanted(B)], [gpu(A, 0), gpu(C, 1, 90)], {B: A}, {A: C, B: A}),
         ([wanted(A)], [gpu(A, 0), gpu(B, 1)], {A: "1"}, {A: B}),
         ([wanted(A, 0)], [gpu(B, 0, 0)], {}, {A: B}),  # a GPU that it only saw
         ([], [gpu(A, 0)], {}, {}),
