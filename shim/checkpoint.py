@@ -94,7 +94,7 @@ def _gpus(
         return nullcontext(Dumping(None))
     if settings.engine == "plugin":
         timeout = settings.lock_timeout
-        return plugin.dumping(line, below, chosen, images=directory, timeout=timeout, criu=criu.path)
+        return plugin.dumping(line, below, record, chosen, images=directory, timeout=timeout, criu=criu)
     return dumping(line, below, record, images=directory, settings=settings, criu=criu.version)
 
 

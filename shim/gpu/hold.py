@@ -160,8 +160,7 @@ def take(
             return tasks.cuda(driver, init, management.used_by())
 
         hold = Hold(record, purpose, dumps.made(management.driver, driver.version, gpus, []), {}, ours=True)
-        given = ((record.load() or record).facts.get("devices") or {}).get("names") or []
-        hold.dump.devices = [str(name) for name in given]
+        hold.dump.devices = given(record)
         hold.running = running
 
         def note(found: list[tasks.Task]) -> None:
@@ -182,6 +181,12 @@ def take(
         return None
     hold.write(done=True)
     return hold
+
+
+def given(record: Record) -> list[str]:
+    """CDI names of the devices that the container was given."""
+    names = ((record.load() or record).facts.get("devices") or {}).get("names") or []
+    return [str(name) for name in names]
 
 
 def _all_run(driver: Driver, dump: Dump) -> bool:

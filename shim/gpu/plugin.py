@@ -16,12 +16,14 @@ from cryoci.errors import CheckpointError, CryociError, NotFoundError, RestoreEr
 from cryoci.shim import paths, underlying
 from cryoci.shim.argv import Invocation
 from cryoci.shim.criu.options import CriuOptions
+from cryoci.shim.criu.probe import CriuVersion
 from cryoci.shim.gpu import below as runtime_below
 from cryoci.shim.gpu import dump as dumps
-from cryoci.shim.gpu import engine, nvml, preflight, tasks
+from cryoci.shim.gpu import engine, hold, nvml, preflight, tasks
 from cryoci.shim.gpu.cuda import Driver, State
 from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.gpu.tasks import Task
+from cryoci.shim.record import Record
 from cryoci.shim.runtime import Runtime
 
 DIRECTORIES = ("/usr/lib/criu", "/usr/lib64/criu", "/usr/local/lib/criu")
@@ -100,7 +102,14 @@ class PluginDumping:
 
 @contextmanager
 def dumping(
-    line: Invocation, below: Runtime, chosen: CriuOptions, *, images: str, timeout: int, criu: str
+    line: Invocation,
+    below: Runtime,
+    record: Record,
+    chosen: CriuOptions,
+    *,
+    images: str,
+    timeout: int,
+    criu: CriuVersion,
 ) -> Iterator[PluginDumping]:
     """Look at what the plugin needs, and after the dump at what it left. Raises CheckpointError and others.
 
@@ -111,7 +120,7 @@ def dumping(
         yield PluginDumping(None, "", timeout)
         return
     libdir = directory(chosen)
-    check_build(libdir, criu)
+    check_build(libdir, criu.path)
     driver = Driver()
     with runtime_below.thawed(line, below), nvml.opened() as management:
         found = tasks.cuda(driver, pid, management.used_by())
@@ -119,7 +128,15 @@ def dumping(
         preflight.check(management, driver, pid, found, gpus)
         preflight.check_host_memory(pid, found, images)
         dump = dumps.made(
-            management.driver, driver.version, gpus, found, engine="plugin", plugins=["cuda_plugin"]
+            management.driver,
+            driver.version,
+            gpus,
+            found,
+            flags={**preflight.flags(found), "custom-storage": driver.custom_storage},
+            devices=hold.given(record),
+            engine="plugin",
+            criu=criu.version,
+            plugins=["cuda_plugin"],
         )
         ran = [task for task in found if driver.state(task.pid) is State.RUNNING]
     try:

@@ -126,6 +126,7 @@ def flags(tasks: Sequence[Task]) -> dict[str, bool]:
     return {
         "nccl": any(coupled.nccl(task.pid) for task in tasks),
         "uvm": any(processes.managed(task.pid) for task in tasks),
+        "ipc": any(coupled.tensors(task.pid) for task in tasks),
         "job": any("CUDA_CHECKPOINT_JOB_FILE" in processes.environment(task.pid) for task in tasks),
     }
 

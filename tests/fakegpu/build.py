@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -43,6 +44,22 @@ def library() -> Path:
 def devices(uuids: Sequence[str] = UUIDS[:1], *, chip: str = CHIP, memory: int = MEMORY) -> str:
     """Text of the file that lists a node's GPUs."""
     return "".join(f"{uuid} {memory} {chip}\n" for uuid in uuids)
+
+
+def valid_dump(raw: bytes | str) -> dict[str, Any]:
+    """gpu.dump as it was written, which must be what docs/gpu.dump.schema.json says, with nothing left out of it."""
+    validator: Any = importlib.import_module("jsonschema")  # comes with oras, without types
+    schema = json.loads((tree.REPO / "docs/gpu.dump.schema.json").read_text())
+    value: dict[str, Any] = json.loads(raw)
+    validator.validate(value, schema)
+    for written, known in (
+        (value, schema),
+        (value["flags"], schema["properties"]["flags"]),
+        (value["gpus"][0], schema["properties"]["gpus"]["items"]),
+        (value["tasks"][0], schema["properties"]["tasks"]["items"]),
+    ):
+        assert written.keys() == known["properties"].keys()
+    return value
 
 
 class Program:

@@ -99,7 +99,7 @@ def test_the_runtimes_own_verbs(site: Site, trainer: Trainer) -> None:
     assert trainer.status == "paused"  # as it was found
     node.run(["cryoci-runtime", "resume", trainer.name])
     trainer.runs_on()
-    dump = json.loads(node.read(f"{images}/gpu.dump"))
+    dump = build.valid_dump(node.read(f"{images}/gpu.dump"))
     assert [len(dump["tasks"]), dump["gpus"][0]["uuid"]] == [3, UUIDS[0]]
     node.run(["rm", "-r", images])
     node.run(["cryoci-runtime", "checkpoint", *words, trainer.name])

@@ -75,7 +75,7 @@ def test_the_runtimes_own_verbs(nodes: tuple[NamespaceNode, NamespaceNode, str],
     assert trainer.status == "paused"  # as it was found
     node.run(["cryoci-runtime", "resume", trainer.name])
     trainer.runs_on()
-    dump = json.loads(node.read(f"{images}/gpu.dump"))
+    dump = build.valid_dump(node.read(f"{images}/gpu.dump"))
     assert (dump["engine"], dump["plugins"], len(dump["tasks"])) == ("plugin", ["cuda_plugin"], 3)
     assert "cryoci-memory.json" not in node.sh(f"ls {images}")
     log = node.read(f"{images}.work/dump.log").decode()

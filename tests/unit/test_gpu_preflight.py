@@ -18,7 +18,7 @@ import pytest
 
 from cryoci.errors import ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.shim import cgroup
-from cryoci.shim.gpu import helper, hold, nvml, preflight, tasks
+from cryoci.shim.gpu import coupled, helper, hold, nvml, preflight, tasks
 from cryoci.shim.gpu.cuda import Driver, State
 from cryoci.shim.gpu.nvml import Gpu
 from cryoci.shim.gpu.tasks import Task
@@ -119,8 +119,9 @@ def test_managed_memory(driver: Driver, tmp_path: Path) -> None:
         try:
             assert tasks.managed(process.pid) is not fine
             if not fine:
-                with pytest.raises(UnsupportedError, match="managed"):
+                with pytest.raises(UnsupportedError, match="managed") as error:
                     check(driver, process.pid)
+                assert "cudaMalloc" in (error.value.hint or "")
         finally:
             process.communicate()
 
@@ -144,6 +145,23 @@ def test_nccl_between_processes(driver: Driver, program: Program, version: str, 
             assert "610" in (error.value.hint or "")
     finally:
         process.communicate()
+
+
+def test_tensors_of_another_process(
+    driver: Driver, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What tells of them is in test_gpu_coupled.py; noted in gpu.dump, too, where a driver can do it."""
+    other = started("import sys; print('ready', flush=True); sys.stdin.read()")
+    monkeypatch.setattr(coupled, "tensors", lambda pid: 3 if pid == program.pid else 0)
+    try:
+        with pytest.raises(UnsupportedError, match=r"has sent PyTorch tensors .* use 3 of") as error:
+            check_two(driver, program.pid, other.pid, "580.159.04")
+        assert "610" in (error.value.hint or "")
+        check_two(driver, program.pid, other.pid, "610.57.04")
+        assert preflight.flags([tasks.look(other.pid), tasks.look(program.pid)])["ipc"]
+        assert not preflight.flags([tasks.look(other.pid)])["ipc"]
+    finally:
+        other.communicate()
 
 
 def check_two(driver: Driver, one: int, two: int, version: str) -> None:
@@ -186,15 +204,18 @@ def test_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "memory_left", lambda pid: None)
     monkeypatch.setattr(preflight, "in_memory", lambda path: path == "/memory")
     preflight.check_host_memory(1, held, "/disk")
-    with pytest.raises(SpaceError, match="which is memory too; 150 MiB are free"):
+    with pytest.raises(SpaceError, match="which is memory too; 150 MiB are free") as error:
         preflight.check_host_memory(1, held, "/memory")
+    assert "on a disk" in (error.value.hint or "")
     monkeypatch.setattr(preflight, "available_memory", lambda: 105 << 20)
-    with pytest.raises(SpaceError, match="this node has 105 MiB"):
+    with pytest.raises(SpaceError, match="this node has 105 MiB") as error:
         preflight.check_host_memory(1, held, None)
+    assert "free host memory" in (error.value.hint or "")
     monkeypatch.setattr(preflight, "available_memory", lambda: 1 << 40)
     monkeypatch.setattr(cgroup, "memory_left", lambda pid: 50 << 20)
-    with pytest.raises(SpaceError, match="its memory limit leaves 50 MiB"):
+    with pytest.raises(SpaceError, match="its memory limit leaves 50 MiB") as error:
         preflight.check_host_memory(1, held, None)
+    assert "memory limit" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize(("cuda", "there"), [("13000", False), ("13040", True)])
@@ -216,6 +237,11 @@ def test_custom_storage_is_found_and_written_down(
     try:
         held = hold.take(record, program.pid, "park", lock_seconds=5)
         assert held is not None and held.dump.flags["custom-storage"] is there
+        held.dump.write(str(tmp_path))
+        written = build.valid_dump((tmp_path / "gpu.dump").read_bytes())
+        assert written["flags"] == dict.fromkeys(("nccl", "uvm", "ipc", "job"), False) | {
+            "custom-storage": there
+        }
         held.release()
         program.runs_on()
     finally:
