@@ -165,24 +165,58 @@ def test_an_error_on_one_of_a_family(
         family.wait(family.status(child)["count"] + 2, child=child)
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_every_error_of_unlock(home: Path, driver: Driver, program: Program, code: int) -> None:
-    found = suspend(driver, program)
-    faults(home, f"unlock 1 {code} after")  # an error, and it runs all the same: this is success
-    engine.resume(driver, found)
-    program.runs_on()
-
-
-@pytest.mark.parametrize("code", CODES)
-def test_every_error_on_the_way_in(home: Path, driver: Driver, program: Program, code: int) -> None:
-    """It can be tried again, since the driver has said no before it began."""
-    found = suspend(driver, program)
-    faults(home, f"restore 1 {code} before")
-    with pytest.raises(CudaError, match=f"error {code}"):
+def test_every_error_of_unlock(home: Path, driver: Driver, program: Program) -> None:
+    for code in CODES:
+        found = suspend(driver, program)
+        faults(home, f"unlock 1 {code} after")  # an error, and it runs all the same: this is success
         engine.resume(driver, found)
-    assert driver.state(program.pid) is State.CHECKPOINTED
-    engine.resume(driver, found)
-    program.runs_on()
+        program.runs_on()
+        found = suspend(driver, program)
+        faults(home, f"unlock 1 {code} before")
+        with pytest.raises(CudaError, match=f"error {code}"):
+            engine.resume(driver, found)
+        assert driver.state(program.pid) is State.LOCKED
+        engine.resume(driver, found)
+        program.runs_on()
+
+
+def test_every_error_on_the_way_in(home: Path, driver: Driver, program: Program) -> None:
+    """It can be tried again, whether the driver has said no before it began or after it was done."""
+    for code in CODES:
+        for mode, left in (("before", State.CHECKPOINTED), ("after", State.LOCKED)):
+            found = suspend(driver, program)
+            faults(home, f"restore 1 {code} {mode}")
+            if (code, mode) == (Code.ILLEGAL_STATE, "after"):  # somebody's call before has done it: that will do
+                engine.resume(driver, found)
+            else:
+                with pytest.raises(CudaError, match=f"error {code}"):
+                    engine.resume(driver, found)
+                assert driver.state(program.pid) is left
+                engine.resume(driver, found)
+            program.runs_on()
+
+
+def test_every_error_of_a_question(home: Path, driver: Driver, program: Program) -> None:
+    """Asked before, between and after the steps: whichever answer is an error, the process runs on, or can be helped."""
+    for code in CODES:
+        faults(home, f"thread 1 {code} before")
+        if code in (Code.INVALID_VALUE, Code.NOT_INITIALIZED):  # the driver's words for: no CUDA here
+            assert suspend(driver, program) == []
+        else:
+            with pytest.raises(CudaError, match=f"error {code}"):
+                suspend(driver, program)
+        for nth in (1, 2, 3):  # found, locked, checkpointed
+            faults(home, f"state {nth} {code} before")
+            with pytest.raises(CudaError, match=f"error {code}"):
+                suspend(driver, program)
+            assert driver.state(program.pid) is State.RUNNING
+        for nth in (1, 2, 3, 4):  # checkpointed, restored, locked, running
+            found = suspend(driver, program)
+            faults(home, f"state {nth} {code} before")
+            with pytest.raises(CudaError, match=f"error {code}"):
+                engine.resume(driver, found)
+            engine.resume(driver, found)  # as `cryoci repair` does
+        program.runs_on()
 
 
 def test_a_failed_process_is_named(home: Path, driver: Driver, program: Program) -> None:
@@ -251,7 +285,8 @@ def test_nvml(home: Path, program: Program) -> None:
 
 def test_too_old(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKEGPU_CUDA", "12040")
-    with pytest.raises(UnsupportedError, match=r"CUDA 12\.4\) cannot checkpoint"):
+    with pytest.raises(UnsupportedError, match=r"CUDA 12\.4\) cannot checkpoint") as caught:
         Driver(str(build.library() / "libcuda.so.1"))
+    assert "install driver 570" in (caught.value.hint or "")
     with pytest.raises(CryociError, match="cannot be loaded"):
         Driver("libcuda-that-is-not-there.so.1")
