@@ -36,6 +36,7 @@ _SHORT = {
     "-t": "--toggle",
 }
 _VALUES = ("--pid", "--action", "--timeout", "--device-map")
+_MOST = {"--pid": (1 << 31) - 1, "--timeout": (1 << 32) - 1}  # the driver's int and unsigned
 _SWITCHES = ("--help", "--get-restore-tid", "--get-state", "--toggle")
 _ACTIONS = ("lock", "checkpoint", "restore", "unlock")
 
@@ -82,9 +83,12 @@ def _parse(words: list[str]) -> dict[str, str]:
     if "--help" not in asked:
         if len(operations) != 1:
             raise Misuse("one operation is needed")
-        for name in ("--pid", "--timeout"):
-            if not asked.get(name, "0" if name == "--timeout" else "").isdecimal():
+        for name, most in _MOST.items():
+            text = asked.get(name, "0" if name == "--timeout" else "")
+            if not (text.isascii() and text.isdecimal()):
                 raise Misuse(f"{name} takes a number")
+            if len(text) > 10 or int(text) > most:
+                raise Misuse(f"{name} is at most {most}")
         if asked.get("--action", "lock") not in _ACTIONS:
             raise Misuse(f"{asked['--action']} is no action")
     return asked

@@ -186,7 +186,10 @@ def test_every_error_on_the_way_in(home: Path, driver: Driver, program: Program)
         for mode, left in (("before", State.CHECKPOINTED), ("after", State.LOCKED)):
             found = suspend(driver, program)
             faults(home, f"restore 1 {code} {mode}")
-            if (code, mode) == (Code.ILLEGAL_STATE, "after"):  # somebody's call before has done it: that will do
+            if (code, mode) == (
+                Code.ILLEGAL_STATE,
+                "after",
+            ):  # somebody's call before has done it: that will do
                 engine.resume(driver, found)
             else:
                 with pytest.raises(CudaError, match=f"error {code}"):

@@ -128,11 +128,33 @@ def test_nonsense_is_answered_and_harms_nothing(server: int, raw: bytes) -> None
 
 def test_others_are_refused(server: int) -> None:
     """The socket is root's, and what got through all the same is cut off: uid, and the pid namespace."""
-    code = (
-        "import socket, sys, os\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
-        "s.connect(sys.argv[1])\nos.setgroups([]) if os.geteuid() == 0 else None\n"
-        "s.send(b'{}')\nsys.exit(0 if s.recv(100) else 3)"
-    )
-    argv = ["unshare", "--pid", "--fork", sys.executable, "-c", code, helper.socket_path()]
-    assert subprocess.run(argv, capture_output=True).returncode != 0
+    code = """
+import os, socket, sys
+os.setuid(int(sys.argv[2]))
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+try:
+    s.connect(sys.argv[1])
+    s.send(b"{}")
+    print("answered" if s.recv(100) else "cut off")
+except PermissionError:
+    print("no way in")
+except ConnectionError:
+    print("cut off")
+"""
+
+    path = Path(helper.socket_path())
+
+    def ask(uid: int, *before: str) -> str:
+        argv = [*before, "/usr/bin/python3", "-IS", "-c", code, path.name, str(uid)]
+        return subprocess.run(
+            argv, capture_output=True, check=True, text=True, cwd=path.parent
+        ).stdout.strip()
+
+    assert ask(0) == "answered"
+    assert ask(0, "unshare", "--pid", "--fork") == "cut off"
+    assert ask(65534) == "no way in"
+    path.parent.chmod(0o711)
+    assert ask(65534) == "no way in"  # by the socket's own mode
+    path.chmod(0o777)
+    assert ask(65534) == "cut off"
     assert helper.running()
