@@ -119,10 +119,11 @@ def progress(quiet: bool) -> Iterator[Progress | None]:
 
     They touch the terminal only while something moves: programs that cryoci runs may write to it too.
     """
-    if quiet or not sys.stderr.isatty():
+    where = None if quiet else terminal()  # of now: a restore may give its container another stderr
+    if where is None:
         yield None
         return
-    with _bars(sys.stderr) as made:
+    with where, _bars(where) as made:
         yield made
 
 

@@ -32,8 +32,15 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
+    from cryoci.shim.record import Record
+    from cryoci.uses import moving
 
     with unwinding(), told.about(f"cryoci park {container}", told.take(rest)) as page:
-        done = gpu.park(engines.find(container, root=runtime_root))
+        found = engines.find(container, root=runtime_root)
+        with (
+            output.progress(quiet or as_json) as progress,
+            moving.shown(progress, Record(found.root, found.id).directory),
+        ):
+            done = gpu.park(found)
         page.seconds = done.seconds
     output.parked(done, as_json=as_json, quiet=quiet)

@@ -30,9 +30,16 @@ def command(container: str, runtime_root: str | None, quiet: bool, **rest: Any) 
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
     from cryoci.shim.engines import gpu
+    from cryoci.shim.record import Record
+    from cryoci.uses import moving
     from cryoci.uses.straight import supplier
 
     with unwinding():
-        done = gpu.repair(engines.find(container, root=runtime_root), supplier(output.options(**rest)))
+        found = engines.find(container, root=runtime_root)
+        with (
+            output.progress(quiet) as progress,
+            moving.shown(progress, Record(found.root, found.id).directory),
+        ):
+            done = gpu.repair(found, supplier(output.options(**rest)))
     if not quiet:
         click.echo(f"{container}: {done}")

@@ -26,10 +26,17 @@ def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet:
     """
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
-    from cryoci.uses import swap
+    from cryoci.shim.record import Record
+    from cryoci.uses import moving, swap
 
     first, second = (engines.find(name, root=runtime_root) for name in (out, into))
-    with unwinding(), told.about(f"cryoci swap {out} {into}", told.take(rest)) as page:
+    with (
+        unwinding(),
+        told.about(f"cryoci swap {out} {into}", told.take(rest)) as page,
+        output.progress(quiet or as_json) as progress,
+        moving.shown(progress, Record(first.root, first.id).directory),
+        moving.shown(progress, Record(second.root, second.id).directory),
+    ):
         done = swap.swap(first, second)
         page.seconds = {f"{one.container}: {name}": t for one in done for name, t in one.seconds.items()}
     if as_json:

@@ -29,9 +29,14 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
       cryoci unpark llama
     """
     from cryoci.cli.signals import unwinding
-    from cryoci.uses import unpark
+    from cryoci.uses import moving, unpark
 
-    with unwinding(), told.about(f"cryoci unpark {container}", told.take(where)) as page:
+    with (
+        unwinding(),
+        told.about(f"cryoci unpark {container}", told.take(where)) as page,
+        output.progress(quiet or as_json) as progress,
+        moving.shown(progress),
+    ):
         done = unpark.unpark(
             container,
             root=runtime_root,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bars for memory that the runtime moves, below podman or below this process (shim/memory/meter.py)."""
+"""Bars for memory that the runtime or the GPU's driver moves, below podman or this process (shim/memory/meter.py)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cryoci.shim import remains
 from cryoci.shim.memory import meter
 
 _PERIOD = 0.1  # seconds
+_NAMES = {"gpu-out": "GPU memory to the host", "gpu-in": "GPU memory back to the GPU"}
 
 
 @contextmanager
@@ -62,7 +63,7 @@ class _Watch:
                 continue
             last, token = self._bars.get(place) or (
                 meter.Reading(found.phase, 0, found.total, found.run),
-                self._progress.start(f"memory: {found.phase}", found.total),
+                self._progress.start(_NAMES.get(found.phase, f"memory: {found.phase}"), found.total),
             )
             self._progress.advance(token, found.done - last.done)
             self._bars[place] = found, token

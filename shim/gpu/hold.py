@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal
 
 from cryoci.errors import ConflictError, ImageError
 from cryoci.files import read_json, write_json
 from cryoci.shim.gpu import dump as dumps
-from cryoci.shim.gpu import engine, helper, nvml, preflight, tasks
+from cryoci.shim.gpu import engine, helper, moved, nvml, preflight, tasks
 from cryoci.shim.gpu.cuda import Driver
 from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.record import Record
@@ -84,7 +84,8 @@ class Hold:
                 with self.running():
                     if self.interrupted:
                         engine.fence(driver, self.dump.tasks, lock_ms=_FENCE_MS)
-                    engine.resume(driver, self.dump.tasks, pairs or None)
+                    with moved.told(os.path.dirname(self.path), "gpu-in", self.dump.tasks):
+                        engine.resume(driver, self.dump.tasks, pairs or None)
             self.forget()
 
     def end(self) -> None:
@@ -169,8 +170,10 @@ def take(
             hold.dump.tasks = found
             hold.dump.flags = {**preflight.flags(found), "custom-storage": driver.custom_storage}
             hold.write(done=False)
+            shown.close()
+            shown.enter_context(moved.told(record.directory, "gpu-out", found))
 
-        with deferred(), running():
+        with deferred(), running(), ExitStack() as shown:
             try:
                 engine.suspend(driver, find, lock_ms=int(lock_seconds * 1000), note=note, prefault=prefault)
             except BaseException:

@@ -17,7 +17,7 @@ from cryoci.shim.argv import Invocation, parse, with_flag
 from cryoci.shim.criu.options import CriuOptions
 from cryoci.shim.gpu import below as runtime_below
 from cryoci.shim.gpu import dump as dumps
-from cryoci.shim.gpu import engine, helper, nvml, plugin, preflight, select, tasks
+from cryoci.shim.gpu import engine, helper, moved, nvml, plugin, preflight, select, tasks
 from cryoci.shim.gpu.cuda import PAIRS, Driver
 from cryoci.shim.gpu.dump import Dump
 from cryoci.shim.gpu.dumping import no_plugins
@@ -95,7 +95,8 @@ def bring_back(made: Plan, init: int, record: Record) -> None:
         with nvml.opened() as management:  # time has passed since the plan
             here = [gpu for gpu in management.gpus() if gpu.uuid in mapping.values()]
             select.choose(made.dump.wanted, here, mapping)
-        engine.resume(driver, found, pairs)
+        with moved.told(record.directory, "gpu-in", found):
+            engine.resume(driver, found, pairs)
         journal.forget()
 
 

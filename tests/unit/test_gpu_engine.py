@@ -200,7 +200,7 @@ def test_every_error_on_the_way_in(home: Path, driver: Driver, program: Program)
 
 
 def test_every_error_of_a_question(home: Path, driver: Driver, program: Program) -> None:
-    """Asked before, between and after the steps: whichever answer is an error, the process runs on, or can be helped."""
+    """Asked before, between and after the steps: the process runs on, or can be helped."""
     for code in CODES:
         faults(home, f"thread 1 {code} before")
         if code in (Code.INVALID_VALUE, Code.NOT_INITIALIZED):  # the driver's words for: no CUDA here

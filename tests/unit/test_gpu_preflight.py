@@ -18,7 +18,7 @@ import pytest
 
 from cryoci.errors import ConflictError, CryociError, SpaceError, UnsupportedError
 from cryoci.shim import cgroup
-from cryoci.shim.gpu import coupled, helper, hold, nvml, preflight, tasks
+from cryoci.shim.gpu import coupled, engine, helper, hold, moved, nvml, preflight, tasks
 from cryoci.shim.gpu.cuda import Driver, State
 from cryoci.shim.gpu.nvml import Gpu
 from cryoci.shim.gpu.tasks import Task
@@ -216,6 +216,42 @@ def test_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpaceError, match="its memory limit leaves 50 MiB") as error:
         preflight.check_host_memory(1, held, None)
     assert "memory limit" in (error.value.hint or "")
+
+
+def test_memory_on_its_way_is_told(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bytes, as they come and go: what bars are made of."""
+    told: list[tuple[str, int, list[int]]] = []
+
+    class Heard(moved.Meter):
+        def __init__(self, directory: str, phase: str, total: int) -> None:
+            super().__init__(directory, phase, total)
+            told.append((phase, total, []))
+
+        def add(self, n: int) -> None:
+            told[-1][2].append(n)
+
+    monkeypatch.setattr(moved, "Meter", Heard)
+    monkeypatch.setattr(moved, "_PERIOD", 0.001)
+    size = 24 << 20
+    for least in (size + 1, size):
+        monkeypatch.setattr(moved, "LEAST", least)
+        program = Program(tmp_path, "--mib", "24")
+        held = [dataclasses.replace(tasks.look(program.pid), vram={UUIDS[0]: size})]
+        try:
+            with moved.told(str(tmp_path), "gpu-out", held):
+                engine.suspend(driver, lambda: held, lock_ms=5000)
+            with moved.told(str(tmp_path), "gpu-in", held):
+                engine.resume(driver, held)
+            program.runs_on()
+        finally:
+            program.close()
+        if least > size:
+            assert not told
+    assert [(phase, total) for phase, total, _ in told] == [("gpu-out", size), ("gpu-in", size)]
+    assert all(0.9 * size < sum(passed) <= size for _, _, passed in told)
+    with moved.told(str(tmp_path), "gpu-in", held):
+        pass  # of a process that is gone
+    assert not (tmp_path / "memory-progress").exists()
 
 
 @pytest.mark.parametrize(("cuda", "there"), [("13000", False), ("13040", True)])

@@ -79,15 +79,15 @@ def test_a_meter_that_cannot_be_written_is_none(tmp_path: Path) -> None:
 def test_bars_follow_the_runtime_from_phase_to_phase(tmp_path: Path) -> None:
     bars = Bars()
     with moving.shown(bars, str(tmp_path)):
-        for phase, total in (("capture", 100), ("fill", 80)):
+        for phase, total in (("gpu-out", 90), ("capture", 100), ("fill", 80)):
             with Meter(str(tmp_path), phase, total) as meter:
                 meter.add(30)
-                until(lambda: any(phase in name for name, _ in bars.begun))  # noqa: B023
+                until(lambda: bars.begun[-1:] and bars.begun[-1][1] == total)  # noqa: B023
                 meter._next = 0.0
                 meter.add(total - 30)
                 until(lambda: bars.moved[-1] == total)  # noqa: B023
-    assert bars.begun == [("memory: capture", 100), ("memory: fill", 80)]
-    assert bars.moved == [100, 80] and bars.ended == [0, 1]
+    assert bars.begun == [("GPU memory to the host", 90), ("memory: capture", 100), ("memory: fill", 80)]
+    assert bars.moved == [90, 100, 80] and bars.ended == [0, 1, 2]
 
 
 def test_what_moved_before_is_not_shown_and_a_new_container_is(
