@@ -34,6 +34,11 @@ def _kubectl(values: dict[str, Any]) -> Any:
     return Kubectl(tuple(flags), values.pop("namespace"))
 
 
+def _say(quiet: bool) -> Callable[[str], None]:
+    """How to tell of a long wait, on stderr."""
+    return (lambda line: None) if quiet else output.note
+
+
 @click.group(
     "kubectl-cryoci", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
@@ -67,7 +72,7 @@ def checkpoint(
     from cryoci import durations
     from cryoci.uses import kube
 
-    made = kube.checkpoint(_kubectl(rest), pod, container, durations.parse(timeout))
+    made = kube.checkpoint(_kubectl(rest), pod, container, durations.parse(timeout), _say(quiet))
     if as_json:
         output.emit_json(made)
     elif quiet:
@@ -104,8 +109,10 @@ def push(
     from cryoci.uses import kube
 
     limit = durations.parse(timeout)
-    made = kube.checkpoint(_kubectl(rest), pod, container, limit)
-    reference, digest = kube.await_image(made, to, limit, output.options(**rest), signed=signed)
+    made = kube.checkpoint(_kubectl(rest), pod, container, limit, _say(quiet))
+    reference, digest = kube.await_image(
+        made, to, limit, output.options(**rest), signed=signed, say=_say(quiet)
+    )
     if as_json:
         output.emit_json({"checkpoint": made, "reference": reference, "digest": digest})
     elif quiet:

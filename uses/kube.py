@@ -10,13 +10,18 @@ restore     a pod like the old one, with annotation io.cryoci.restore.CONTAINER,
 from __future__ import annotations
 
 import copy
+import threading
 import time
 import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cryoci.amounts import seconds
 from cryoci.errors import ConflictError, NotFoundError, ToolError, UsageError
 from cryoci.ociimage import image, reference, referrers, stores
+from cryoci.ociimage.progress import PERIOD
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim.annotated import request
 from cryoci.uses import kube_fit, kube_labels, kubelet_archive
@@ -41,8 +46,32 @@ class NodeCheckpoint:
     tag: str
 
 
-def checkpoint(kubectl: Kubectl, pod: str, container: str | None, timeout: float) -> NodeCheckpoint:
-    """Checkpoint one container of a running pod, which runs on; `timeout` in seconds.
+@contextmanager
+def _told(what: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say a line now and then while the with block waits for `what`."""
+    began, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(PERIOD):
+            say(f"{what}, after {seconds(time.monotonic() - began)}")
+
+    thread = threading.Thread(target=tell, name="cryoci-told", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def checkpoint(
+    kubectl: Kubectl,
+    pod: str,
+    container: str | None,
+    timeout: float,
+    say: Callable[[str], None] = lambda line: None,
+) -> NodeCheckpoint:
+    """Checkpoint one container of a running pod, which runs on; `timeout` in seconds. `say` hears of a long wait.
 
     Raises NotFoundError, ConflictError, PrivilegeError, UnsupportedError, ToolError.
     """
@@ -56,7 +85,8 @@ def checkpoint(kubectl: Kubectl, pod: str, container: str | None, timeout: float
     name = choose(found, container)
     words = [urllib.parse.quote(word, safe="") for word in (node, namespace, pod, name)]
     path = "/api/v1/nodes/{}/proxy/checkpoint/{}/{}/{}".format(*words)
-    answer = kubectl.post_raw(f"{path}?timeout={int(timeout)}", timeout=timeout)
+    with _told(f"node {node} is checkpointing {namespace}/{pod} container {name}", say):
+        answer = kubectl.post_raw(f"{path}?timeout={int(timeout)}", timeout=timeout)
     items = answer.get("items") if isinstance(answer, dict) else None
     if not isinstance(items, list) or not items or not isinstance(items[0], str):
         raise ToolError(f"the kubelet of {node} answered without an archive: {str(answer)[:200]}")
@@ -92,31 +122,33 @@ def await_image(
     options: RegistryOptions | None,
     *,
     signed: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, str]:
     """Wait until the agent has pushed it, and signed it with `signed`; returns reference and digest.
 
-    Raises ConflictError after `timeout` s.
+    `say` hears of a long wait. Raises ConflictError after `timeout` s.
     """
     ref = reference.parse(f"{repository}:{made.tag}")
     if not isinstance(ref, reference.RegistryRef):
         raise UsageError(f"{repository} is no repository", hint="write HOST/REPO, as the agent's --to")
     store = stores.open_store(ref, options)
     deadline, missing = time.monotonic() + timeout, "pushed"
-    while True:
-        try:
-            digest = stores.resolve(store, made.tag).top.digest
-            missing = "signed"
-            if signed:
-                store.get_manifest(referrers.tag(digest, ".sig"))
-            return str(ref), digest
-        except NotFoundError:
-            if time.monotonic() > deadline:
-                raise ConflictError(
-                    f"no agent has {missing} {made.path} of node {made.node} to {repository} within {timeout:g} s",
-                    hint="does it run there, with that --to (and --sign-key)? kubectl -n cryoci logs "
-                    "daemonset/cryoci-agent",
-                ) from None
-        time.sleep(_POLL)
+    with _told(f"waiting for the agent of node {made.node} to push {ref}", say):
+        while True:
+            try:
+                digest = stores.resolve(store, made.tag).top.digest
+                missing = "signed"
+                if signed:
+                    store.get_manifest(referrers.tag(digest, ".sig"))
+                return str(ref), digest
+            except NotFoundError:
+                if time.monotonic() > deadline:
+                    raise ConflictError(
+                        f"no agent has {missing} {made.path} of node {made.node} to {repository} within {timeout:g} s",
+                        hint="does it run there, with that --to (and --sign-key)? kubectl -n cryoci logs "
+                        "daemonset/cryoci-agent",
+                    ) from None
+            time.sleep(_POLL)
 
 
 def images(repository: str, pod: str | None, options: RegistryOptions | None) -> list[image.ImageSummary]:

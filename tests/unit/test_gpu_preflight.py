@@ -239,7 +239,7 @@ def test_memory_on_its_way_is_told(driver: Driver, tmp_path: Path, monkeypatch: 
         held = [dataclasses.replace(tasks.look(program.pid), vram={UUIDS[0]: size})]
         try:
             with moved.told(str(tmp_path), "gpu-out", held):
-                engine.suspend(driver, lambda: held, lock_ms=5000)
+                engine.suspend(driver, lambda: tasks.cuda(driver, program.pid), lock_ms=5000)  # noqa: B023
             with moved.told(str(tmp_path), "gpu-in", held):
                 engine.resume(driver, held)
             program.runs_on()

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cryoci.errors import UsageError
+from cryoci.errors import ConflictError, NotFoundError, UsageError
 from cryoci.ociimage import image, reference
 from cryoci.ociimage.trust import keys
 from cryoci.ociimage.trust.sign import sign
-from cryoci.uses import kube_doctor, kubelet_archive
+from cryoci.uses import kube, kube_doctor, kubelet_archive
+from cryoci.uses.kubectl import Kubectl
 from tests.unit.images import make_checkpoint, no_credentials, registry  # noqa: F401
 from tests.unit.kube_api import TOKEN, failure
 from tests.unit.kube_cluster import Cluster, cluster, program, role  # noqa: F401
@@ -85,6 +88,40 @@ def test_push_waits_for_the_agent(cluster: Cluster, registry: str, tmp_path: Pat
     keys.generate(tmp_path / "k", b"")
     sign(ref, keys.load_private(tmp_path / "k.key", lambda: b""))
     assert cluster.run("push", "web", "--to", to, "--signed", "-q").stdout == f"{digest}\n"
+
+
+def test_long_waits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the node, then for its agent, in each period; nothing once it is done."""
+    pod = {
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"nodeName": "n1", "containers": [{"name": "app"}]},
+        "status": {"phase": "Running"},
+    }
+
+    class Slow(Kubectl):
+        def get(self, *words: str) -> Any:
+            return pod
+
+        def post_raw(self, path: str, body: Any = None, *, timeout: float = 60) -> Any:
+            time.sleep(0.1)
+            return {"items": [ARCHIVE]}
+
+    def nothing(*words: object) -> None:
+        raise NotFoundError("no such tag")
+
+    said: list[str] = []
+    monkeypatch.setattr(kube, "PERIOD", 0.03)
+    monkeypatch.setattr(kube, "_POLL", 0.01)
+    monkeypatch.setattr(kube.stores, "resolve", nothing)
+    made = kube.checkpoint(Slow(()), "web", None, 5, said.append)
+    assert 2 <= len(said) <= 4
+    assert all(one.startswith("node n1 is checkpointing shop/web container app, after 0.") for one in said)
+    with pytest.raises(ConflictError, match="no agent has pushed"):
+        kube.await_image(made, "127.0.0.1:1/agent", 0.1, None, say=said.append)
+    before = len(said)
+    assert said[-1].startswith(f"waiting for the agent of node n1 to push 127.0.0.1:1/agent:{TAG}, after 0.")
+    time.sleep(0.1)
+    assert len(said) == before
 
 
 def test_doctor(cluster: Cluster) -> None:
