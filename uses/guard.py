@@ -43,6 +43,7 @@ from cryoci.uses.metrics import Metric
 
 _ATTEMPTS = 3
 _END_SECONDS = 60.0
+_LONGEST_WAIT = 86400.0  # seconds: poll(2) counts milliseconds in an int
 _LONGEST_PAUSE = 60.0  # seconds between two attempts to restore
 
 
@@ -202,8 +203,11 @@ class Guard:
             if self.state.recoveries:  # what was just restored is on disk already
                 due = max(due, self.state.recoveries[-1].at + self._options.every)
             while True:
-                if poll.poll(max(0.0, due - time.time()) * 1000):
+                left = min(max(0.0, due - time.time()), self._options.every)  # the clock may be set back
+                if poll.poll(min(left, _LONGEST_WAIT) * 1000):
                     return guard_end.end(container, pid, pidfd)
+                if left > _LONGEST_WAIT:
+                    continue
                 self._take(container)
                 due = time.time() + self._options.every
         finally:

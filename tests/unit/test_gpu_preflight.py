@@ -22,6 +22,7 @@ from cryoci.shim.gpu import coupled, engine, helper, hold, moved, nvml, prefligh
 from cryoci.shim.gpu.cuda import Driver, State
 from cryoci.shim.gpu.nvml import Gpu
 from cryoci.shim.gpu.tasks import Task
+from cryoci.shim.memory.meter import Meter
 from cryoci.shim.record import Record
 from tests.fakegpu import build
 from tests.fakegpu.build import UUIDS, Program
@@ -222,7 +223,7 @@ def test_memory_on_its_way_is_told(driver: Driver, tmp_path: Path, monkeypatch: 
     """By bytes, as they come and go: what bars are made of."""
     told: list[tuple[str, int, list[int]]] = []
 
-    class Heard(moved.Meter):
+    class Heard(Meter):
         def __init__(self, directory: str, phase: str, total: int) -> None:
             super().__init__(directory, phase, total)
             told.append((phase, total, []))

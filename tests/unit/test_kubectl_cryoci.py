@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cryoci.errors import ConflictError, NotFoundError, UsageError
-from cryoci.ociimage import image, reference
+from cryoci.ociimage import image, reference, stores
 from cryoci.ociimage.trust import keys
 from cryoci.ociimage.trust.sign import sign
 from cryoci.uses import kube, kube_doctor, kubelet_archive
@@ -112,7 +112,7 @@ def test_long_waits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(kube, "PERIOD", 0.03)
     monkeypatch.setattr(kube, "_POLL", 0.01)
-    monkeypatch.setattr(kube.stores, "resolve", nothing)
+    monkeypatch.setattr(stores, "resolve", nothing)
     made = kube.checkpoint(Slow(()), "web", None, 5, said.append)
     assert 2 <= len(said) <= 4
     assert all(one.startswith("node n1 is checkpointing shop/web container app, after 0.") for one in said)
