@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -111,14 +112,19 @@ def test_the_runtimes_own_verbs(site: Site, trainer: Trainer) -> None:
 
 
 def test_park_and_unpark(site: Site, trainer: Trainer) -> None:
+    def row() -> dict[str, Any]:
+        listed = json.loads(site.a.run(["cryoci", "ps", "--json"]).stdout)
+        return next(one for one in listed if one["name"] == trainer.name)
+
     for _ in range(3):
+        before = row()
+        assert (before["state"], before["vram"], before["gpus"]) == ("running", 3 << 20, [UUIDS[0]])
         parked = trainer.cryoci("park")
         assert (parked["state"], parked["vram"], parked["changed"]) == ("parked", 3 << 20, True)
         assert trainer.cryoci("park")["changed"] is False
-        row = next(
-            r for r in json.loads(site.a.run(["cryoci", "ps", "--json"]).stdout) if r["name"] == trainer.name
-        )
-        assert (row["state"], row["vram"], row["gpus"]) == ("parked", 0, [UUIDS[0]])
+        after = row()
+        assert (after["state"], after["vram"], after["gpus"]) == ("parked", 0, [UUIDS[0]])
+        assert after["host"] > before["host"] + (2 << 20)  # what it held is host memory now
         assert trainer.cryoci("unpark")["changed"] is True
         assert trainer.cryoci("unpark")["changed"] is False
         trainer.runs_on()
