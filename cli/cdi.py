@@ -41,6 +41,10 @@ def list_devices(as_json: bool, quiet: bool) -> None:
     elif quiet:
         for device in devices:
             click.echo(output.printable(device.qualified))
+    elif not devices:
+        places = ", ".join(config.load().devices.cdi_directories)
+        output.note(f"no devices: no CDI specification in {places}, and no NVIDIA driver that shows a GPU")
+        output.note("`cryoci cdi generate` says what is missing")
     else:
         rows = [
             (

@@ -146,6 +146,11 @@ def test_cli_generates_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (target.parent / "bad.json").write_text("{")
     shown = CliRunner().invoke(command, ["list", "--json"])
     assert "bad.json" in shown.stderr and json.loads(shown.stdout)[0]["name"] == "nvidia.com/gpu=0"
+    config.write_text(f'[devices]\ncdi-directories = ["{tmp_path}/none"]\n')
+    monkeypatch.setattr(nvidia, "devices", list)
+    shown = CliRunner().invoke(command, ["list"])
+    assert shown.stdout == "" and f"no CDI specification in {tmp_path}/none" in shown.stderr
+    assert CliRunner().invoke(command, ["list", "--quiet"]).output == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="device nodes need root")
