@@ -167,9 +167,10 @@ def _row(state: Any, now: float) -> tuple[str, ...]:
 @command.command("stop")
 @click.argument("container")
 @click.option("--remove", is_flag=True, help="Remove its checkpoints as well.")
-def stop(container: str, remove: bool) -> None:
-    """End the guard of CONTAINER, which runs on."""
+@output.registry_options
+def stop(container: str, remove: bool, **where: Any) -> None:
+    """End the guard of CONTAINER, which runs on. The options for a registry are for --remove."""
     from cryoci.uses import guard
 
-    if not guard.stop(container, remove=remove):
-        click.echo(f"no guard of {container} ran")
+    if not guard.stop(container, remove=remove, registry=output.options(**where)):
+        click.echo(f"no guard of {container} ran" + ("; its checkpoints are removed" if remove else ""))

@@ -332,7 +332,7 @@ class Guard:
             run(["podman", "rename", "--", crashed.id, f"{state.name}-crashed-{int(time.time())}"])
 
 
-def stop(name: str, *, remove: bool) -> bool:
+def stop(name: str, *, remove: bool, registry: RegistryOptions | None = None) -> bool:
     """End the guard of container `name`; returns whether one ran. With `remove` its checkpoints go too."""
     state = guard_state.load(name)
     if state is None:
@@ -350,7 +350,7 @@ def stop(name: str, *, remove: bool) -> bool:
         time.sleep(0.05)
     if remove:
         state = guard_state.load(name) or state
-        place = guard_places.place(name, state.to, None)
+        place = guard_places.place(name, state.to, registry)
         for kept in state.kept:
             if problem := guard_places.try_drop(place, kept):
                 raise ConflictError(

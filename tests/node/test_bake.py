@@ -21,7 +21,11 @@ weights = hashlib.pbkdf2_hmac("sha256", b"model", b"salt", 3_000_000)
 boot = os.urandom(8).hex()
 class Model(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = f"{weights.hex()} {boot} {socket.gethostname()}".encode()
+        try:
+            settings = open("/data/settings").read().strip()
+        except FileNotFoundError:
+            settings = "none"
+        body = f"{weights.hex()} {boot} {socket.gethostname()} {settings}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -29,11 +33,13 @@ class Model(http.server.BaseHTTPRequestHandler):
 print("listening", flush=True)
 http.server.ThreadingHTTPServer(("", 8000), Model).serve_forever()
 """
+# Each copy's own settings, in place of an environment, which nobody can change from outside.
+REFRESH = "exec: sh -c 'echo for-$(cat /proc/sys/kernel/hostname) > /data/settings'"
 _ASK = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/predict', timeout=5).read().decode())"
 
 
 def predict(subject: Subject) -> list[str]:
-    """The server's answer: weights, boot id, host name."""
+    """The server's answer: weights, boot id, host name, what its file of settings says."""
     enter = ["nsenter", "-t", str(subject.pid), "-n"]
     return subject.node.run([*enter, "python3", "-c", _ASK], timeout=20).stdout.decode().split()
 
@@ -43,7 +49,7 @@ def test_a_baked_server_starts_where_it_was_ready(site: Site) -> None:
     said = site.a.run([
         "cryoci", "bake", "--json", "--name=model", "--ready-http=http://127.0.0.1:8000/health",
         "--ready-port=8000", "--ready-log=^listen", "--ready-command=test -d /data", "-o", image,
-        "--podman=--annotation=io.cryoci.post-restore=http: GET http://127.0.0.1:8000/health",
+        f"--podman=--annotation=io.cryoci.post-restore={REFRESH}\nhttp: GET http://127.0.0.1:8000/health",
         site.image, "python3", "-u", "-c", SERVER,
     ])  # fmt: skip
     baked = json.loads(said.stdout)
@@ -78,6 +84,7 @@ def test_a_baked_server_starts_where_it_was_ready(site: Site) -> None:
         site.c.join()
     assert first[:2] == second[:2]  # one boot: what was random once is the same in both
     assert first[2] == "second" and second[2] not in ("second", "")
+    assert [one[3] for one in (first, second)] == [f"for-{one[2]}" for one in (first, second)]
     there.remove()
     for name in ("model2", "model3"):
         there.on(site.b, name).remove()

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cryoci.cli.guard import command
 from cryoci.errors import CryociError, ImageError, RegistryError, RestoreError
+from cryoci.ociimage.transport import RegistryOptions
 from cryoci.uses import guard, guard_end, guard_places, guard_state
 from cryoci.uses.guard_end import End
 from cryoci.uses.guard_state import Kept, Recovery
@@ -134,6 +137,21 @@ def test_pauses_end_at_a_minute_and_with_a_good_checkpoint(node: Node, web: guar
     web._backoff = 0.0  # as after each checkpoint
     web._bring_back(None)
     assert node.pauses == [0.0]
+
+
+def test_checkpoints_are_removed_where_they_are(
+    node: Node, web: guard.Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their registry may want a CA or a login of its own, as for `guard run`."""
+    asked: list[object] = []
+    monkeypatch.setattr(guard_places, "place", lambda *words: asked.extend(words) or node)
+    web.state.save()
+    ours = CliRunner().invoke(command, ["stop", "web", "--remove", "--ca-file", "/ca.pem", "--tls"])
+    assert ours.exit_code == 0, ours.output
+    assert ours.output == "no guard of web ran; its checkpoints are removed\n"
+    assert asked[:2] == ["web", "disk"] and asked[2] == RegistryOptions(False, True, Path("/ca.pem"), None)
+    assert guard_state.load("web") is None
+    assert CliRunner().invoke(command, ["stop", "web"]).exit_code != 0
 
 
 def test_an_interval_of_months_and_a_clock_that_is_set_back(
