@@ -127,14 +127,24 @@ def push(
 @click.option(
     "--from", "repository", required=True, metavar="HOST/REPO", envvar="CRYOCI_AGENT_TO", help="Where."
 )
+@click.option("-c", "--container", help="Only images of this container. Default: of all.")
+@click.option("-n", "--namespace", help="Only images of pods in it. Default: in all.")
 @output.registry_options
 @output.json_option
 @output.quiet_option
-def list_(pod: str | None, repository: str, as_json: bool, quiet: bool, **where: Any) -> None:
-    """List the images that agents have pushed, of POD or of all."""
+def list_(
+    pod: str | None,
+    container: str | None,
+    namespace: str | None,
+    repository: str,
+    as_json: bool,
+    quiet: bool,
+    **where: Any,
+) -> None:
+    """List the images that agents have pushed, of POD or of all. It asks the registry, not the cluster."""
     from cryoci.uses import kube
 
-    found = kube.images(repository, pod, output.options(**where))
+    found = kube.images(repository, pod, output.options(**where), namespace=namespace, container=container)
     if as_json:
         output.emit_json(found)
     elif quiet:

@@ -151,13 +151,22 @@ def await_image(
             time.sleep(_POLL)
 
 
-def images(repository: str, pod: str | None, options: RegistryOptions | None) -> list[image.ImageSummary]:
-    """The images that agents have pushed to a repository; with `pod`, those of pods of that name."""
+def images(
+    repository: str,
+    pod: str | None,
+    options: RegistryOptions | None,
+    *,
+    namespace: str | None = None,
+    container: str | None = None,
+) -> list[image.ImageSummary]:
+    """The images that agents have pushed to a repository, of such pods and containers (None: of all)."""
     ref = reference.parse(repository)
     if not isinstance(ref, reference.RegistryRef):
         raise UsageError(f"{repository} is no repository of a registry", hint="write HOST/REPO")
     found = image.list_images(ref, registry_options=options)
-    return [one for one in found if pod is None or one.name.startswith(kubelet_archive.tag_prefix(pod))]
+    if pod is namespace is container is None:
+        return found
+    return [one for one in found if kubelet_archive.is_of(one.name, pod, namespace, container)]
 
 
 def look(image_reference: str, options: RegistryOptions | None) -> tuple[str, kube_fit.Needs]:

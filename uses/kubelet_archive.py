@@ -47,6 +47,8 @@ def tag(path: str) -> str:
     return f"{text[: _LONGEST - 17]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def tag_prefix(pod: str) -> str:
-    """How the tags of a pod's images begin."""
-    return f"{pod}_"
+def is_of(name: str, pod: str | None, namespace: str | None, container: str | None) -> bool:
+    """Is tag `name` of such an image (None: whichever)? As far as a tag tells: see `parse`."""
+    words = [re.escape(word) if word is not None else r"[a-z0-9.-]+" for word in (pod, namespace, container)]
+    end = r"-\d{4}-" if container is not None else "-"  # a long tag may end before its time
+    return re.match("{}_{}-{}".format(*words) + end, name) is not None

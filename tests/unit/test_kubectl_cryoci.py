@@ -88,6 +88,9 @@ def test_push_waits_for_the_agent(cluster: Cluster, registry: str, tmp_path: Pat
     keys.generate(tmp_path / "k", b"")
     sign(ref, keys.load_private(tmp_path / "k.key", lambda: b""))
     assert cluster.run("push", "web", "--to", to, "--signed", "-q").stdout == f"{digest}\n"
+    listed = cluster.run("list", "web", "-n", "shop", "-c", "app", "--from", to)
+    assert TAG in listed.stdout and listed.returncode == 0, listed.stderr
+    assert cluster.run("list", "web", "-n", "other", "--from", to, "-q").stdout == ""
 
 
 def test_long_waits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +166,20 @@ def test_names_of_archives() -> None:
     ):
         with pytest.raises(UsageError):
             kubelet_archive.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        (("web", None, None), True), ((None, "shop", None), True), ((None, None, "app"), True),
+        (("web", "shop", "app"), True), (("we", None, None), False), (("web", "sho", None), False),
+        (("web", "shop", "ap"), False), ((None, None, "pp"), False), ((None, None, "shop"), False),
+        (("w.b", None, None), False),
+    ],
+)  # fmt: skip
+def test_whose_tag_it_is(words: tuple[str | None, str | None, str | None], fits: bool) -> None:
+    assert kubelet_archive.is_of(TAG, *words) is fits
+    assert not kubelet_archive.is_of("latest", *words)
 
 
 def test_versions() -> None:
