@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from cryoci.command import run
-from cryoci.errors import CheckpointError, ConflictError, CryociError, RestoreError
-from cryoci.shim import config
+from cryoci.errors import CheckpointError, ConflictError, CryociError, RestoreError, UnsupportedError
+from cryoci.shim import config, paths
 from cryoci.shim.engines import processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.gpu import dump as dumps
 from cryoci.shim.gpu import hold as holds
-from cryoci.shim.gpu import nvml, preflight, select
+from cryoci.shim.gpu import nvml, preflight, select, tasks
 from cryoci.shim.gpu.hold import Hold
 from cryoci.shim.memory import repair as memory
 from cryoci.shim.memory.supply import Supplier
@@ -86,6 +86,7 @@ def park(container: Container) -> Parked:
                 f"container {container.name} is paused",
                 hint="unpause it, then park it: parking pauses it too",
             )
+        _refuse_other_engines(container, int(now.get("pid", 0)))
         seconds: dict[str, float] = {}
         with deferred():
             at = time.monotonic()
@@ -99,6 +100,17 @@ def park(container: Container) -> Parked:
                 held.release()
                 raise
         return Parked(container.name, "parked", preflight.vram(held.dump.tasks), True, seconds)
+
+
+def _refuse_other_engines(container: Container, init: int) -> None:
+    """What CRIU's plugin does happens within a dump: frozen alone, a container would keep its GPUs."""
+    engine = config.load().gpu.engine
+    if engine != "driver" and tasks.any_cuda(init):
+        raise UnsupportedError(
+            f"container {container.name} has CUDA processes, and [gpu] engine is {engine!r}: nobody brings them "
+            "out of their GPUs",
+            hint=f'set engine = "driver" below [gpu] in {paths.config_file()}; parking needs no CRIU',
+        )
 
 
 def unpark(container: Container) -> Parked:
@@ -177,7 +189,6 @@ def repair(container: Container, supplier: Supplier | None = None) -> str:
 
 def _stray(container: Container) -> Hold | None:
     """CUDA processes that are locked or checkpointed without a journal, as another tool leaves them."""
-    from cryoci.shim.gpu import tasks
     from cryoci.shim.gpu.cuda import Driver, State
 
     init = int(container.state().get("pid", 0))

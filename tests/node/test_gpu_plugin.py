@@ -129,3 +129,10 @@ def test_a_plugin_that_is_not_there_or_turns_itself_off(
     finally:
         node.run(["mv", "/proc/driver/gone", "/proc/driver/nvidia"])
     trainer.runs_on()
+    for engine in ("plugin", "none"):
+        node.write(CONFIG, f'[runtime]\npath = "{below}"\n[gpu]\nengine = "{engine}"\n')
+        said = failing(node, ["cryoci", "park", trainer.name])  # frozen alone it would keep its GPU
+        assert f"[gpu] engine is '{engine}'" in said and 'engine = "driver"' in said
+        assert trainer.status == "running"
+    assert "/secretmem" in failing(node, checkpoint)
+    trainer.runs_on()
