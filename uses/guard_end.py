@@ -10,7 +10,7 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryoci.command import run
 from cryoci.errors import CryociError
@@ -57,10 +57,12 @@ def _podman(container: Container, pid: int) -> End:
         asked = run(["podman", "container", "inspect", "--", container.id], check=False)
         if asked.returncode != 0:
             return End("removed")
-        state = json.loads(asked.stdout)[0]["State"]
+        inspected = json.loads(asked.stdout)[0]
+        state = inspected["State"]
         if state["Status"] == "running" and state["Pid"] not in (0, pid):
             return End("restarted")
-        if state["Status"] in ("exited", "stopped") or time.monotonic() > deadline:
+        over = state["Status"] in ("exited", "stopped") and not _comes_back(container, inspected)
+        if over or time.monotonic() > deadline:
             break
         time.sleep(0.05)
     code = int(state.get("ExitCode", 0))
@@ -69,6 +71,13 @@ def _podman(container: Container, pid: int) -> End:
     if code == 0 and state["Status"] in ("exited", "stopped"):
         return End("finished", "with exit code 0")
     return End("crashed", "out of memory" if state.get("OOMKilled") else f"with exit code {code}")
+
+
+def _comes_back(container: Container, inspected: dict[str, Any]) -> bool:
+    """Will podman start it again, by its restart policy? (Not when retries are used up: that shows after a while.)"""
+    policy = str((inspected["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no")
+    failed = policy == "on-failure" and int(inspected["State"].get("ExitCode", 0)) != 0
+    return (failed or policy in ("always", "unless-stopped")) and not podman.stopped_by_user(container.id)
 
 
 def _bare(container: Container, pidfd: int) -> End:

@@ -161,8 +161,7 @@ def test_a_killed_guard_goes_on_where_it_was(site: Site) -> None:
 
 def test_what_would_fight_with_a_guard_is_refused(site: Site) -> None:
     subject = site.subject(PODMAN)
-    subject.start(options=("--restart=always",))
-    assert "podman update --restart=no" in failing(site.a, ["cryoci", "guard", subject.name])
+    subject.start()
     assert "--to nowhere is no place" in failing(
         site.a, ["cryoci", "guard", subject.name, "--to", "nowhere"]
     )
@@ -170,6 +169,31 @@ def test_what_would_fight_with_a_guard_is_refused(site: Site) -> None:
     subject.remove()
     assert "no container" in failing(site.a, ["cryoci", "guard", subject.name])
     assert "never guarded" in failing(site.a, ["cryoci", "guard", "status", "nobody"])
+
+
+def test_beside_podmans_restart_policy(site: Site) -> None:
+    """One of the two brings it back: podman from scratch, the guard only taking checkpoints; or the guard."""
+    node, subject = site.a, site.subject(PODMAN)
+    before = subject.start(options=("--restart=always",))
+    assert "podman update --restart=no" in failing(node, ["cryoci", "guard", subject.name])
+    with guarding(node, subject.name, "--every", "1s", "--on-failure", "none") as process:
+        until(node, subject.name, lambda s: s["taken"] >= 1)
+        kill(subject)
+        taken = state(node, subject.name)["taken"]
+        until(node, subject.name, lambda s: s["taken"] > taken + 1)  # of the new one
+        assert subject.wait(1)["boot"] != before["boot"]
+        node.run(["cryoci", "guard", "stop", subject.name, "--remove"])
+        assert process.stdout and b"was restarted by somebody else" in process.stdout.read()
+    fresh = subject.wait(1)
+    node.run(["podman", "update", "--restart=no", subject.name])
+    with guarding(node, subject.name, "--every", "1s"):
+        until(node, subject.name, lambda s: s["taken"] >= 1)
+        kill(subject)
+        recovered(node, subject.name, 1)
+        assert subject.wait(1)["boot"] == fresh["boot"]
+    node.run(["cryoci", "guard", "stop", subject.name, "--remove"])
+    subject.remove()
+    node.sh(f"podman rm -f $(podman ps -aq --filter name=^{subject.name}-crashed)")
 
 
 @pytest.mark.parametrize("place", ["disk", "registry"])
