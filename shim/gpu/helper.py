@@ -24,7 +24,7 @@ import cryoci
 from cryoci.errors import ConflictError, CryociError
 from cryoci.shim import paths
 from cryoci.shim.gpu import halted
-from cryoci.shim.gpu.cuda import CudaError, Driver, State
+from cryoci.shim.gpu.cuda import Code, CudaError, Driver, State
 
 IDLE = 300.0  # seconds
 _START = 30.0  # seconds that cuInit may take
@@ -89,7 +89,13 @@ class RemoteDriver(Driver):
             return None  # the helper had still done it
         if operation == "restore":
             own.init()
-        return perform(own, {"operation": operation, "pid": pid, **more})
+        try:
+            return perform(own, {"operation": operation, "pid": pid, **more})
+        except CudaError as e:
+            # the helper's call went on in the driver: ours came behind it, and found it done
+            if e.code == Code.ILLEGAL_STATE and own.state(pid) is _REACHES.get(operation):
+                return None
+            raise
 
 
 def perform(driver: Driver, asked: dict[str, Any]) -> Any:

@@ -81,19 +81,46 @@ def test_errors_come_through(program: Program, server: int) -> None:
 
 
 def test_the_helper_is_killed_in_the_middle(home: Path, program: Program, server: int) -> None:
-    """An operation that it had begun goes on in the target; the caller's own library does the rest."""
+    """Before an operation, or after the driver has done it: the caller's own library does the rest."""
     driver = helper.open_driver(persistent=True)
-    for operation in ("lock", "checkpoint", "restore", "unlock"):
-        while operation != "lock" and helper.running():  # the killed one is still dying
-            time.sleep(0.01)
-        helper.start()
-        for count in home.glob("count.*"):
-            count.unlink()
-        (home / "faults").write_text(f"{operation} 1 0 die-after\n")
-        getattr(driver, operation)(program.pid)
-        (home / "faults").unlink()
-    assert driver.state(program.pid) is State.RUNNING
-    program.runs_on()
+    first = True
+    for mode in ("die-before", "die-after"):
+        for operation in ("lock", "checkpoint", "restore", "unlock"):
+            while not first and helper.running():  # the killed one is still dying
+                time.sleep(0.01)
+            first = False
+            helper.start()
+            for count in home.glob("count.*"):
+                count.unlink()
+            (home / "faults").write_text(f"{operation} 1 0 {mode}\n")
+            getattr(driver, operation)(program.pid)
+            (home / "faults").unlink()
+        assert driver.state(program.pid) is State.RUNNING
+        program.runs_on()
+
+
+@pytest.mark.parametrize(("code", "after", "fine"), [(401, 2, True), (401, 1, False), (2, 2, False)])
+def test_the_killed_helpers_call_goes_on_in_the_driver(
+    home: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int, fine: bool
+) -> None:
+    """As the real one does: the caller's own call waits behind it, and is told that there is nothing to do."""
+    states = [State.LOCKED, State(after)]
+
+    class Busy:
+        def state(self, pid: int) -> State:
+            return states.pop(0)
+
+        def checkpoint(self, pid: int) -> None:
+            raise CudaError("checkpoint", pid, code, "no")
+
+    driver = helper.RemoteDriver(str(build.library() / "libcuda.so.1"))
+    monkeypatch.setattr(helper, "Driver", Busy)
+    if fine:
+        driver.checkpoint(os.getpid())  # no helper listens
+        assert states == []
+    else:
+        with pytest.raises(CudaError, match=f"error {code}"):
+            driver.checkpoint(os.getpid())
 
 
 def test_started_on_demand_only_without_persistence(home: Path) -> None:
