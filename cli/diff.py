@@ -46,16 +46,18 @@ def command(
     from cryoci.ociimage import difference, reference, report
 
     identities, options = sealing.identities(where), output.options(**where)
-    first, second = (
-        report.inspect(
-            reference.parse(text),
-            memory=cmd,
-            everything=fetch,
-            registry_options=options,
-            identities=identities,
+    with output.progress(as_json) as progress:
+        first, second = (
+            report.inspect(
+                reference.parse(text),
+                memory=cmd,
+                everything=fetch,
+                progress=progress,
+                registry_options=options,
+                identities=identities,
+            )
+            for text in (before, after)
         )
-        for text in (before, after)
-    )
     found = difference.compare(first, second, unchanged=show_unchanged, only=only or difference.SECTIONS)
     if as_json:
         output.emit_json(found)

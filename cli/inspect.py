@@ -59,18 +59,19 @@ def command(references: tuple[str, ...], page: str | None, as_json: bool, **rest
         if not as_json:
             click.echo(f"wrote {page}")
             return
-    found = []
-    for text in references:
-        found.append(
+    with output.progress(as_json) as progress:
+        found = [
             report.inspect(
                 reference.parse(text),
                 node=here,
                 memory=shown["cmd"] or env,
                 everything=fetch,
+                progress=progress,
                 registry_options=output.options(**rest),
                 identities=identities,
             )
-        )
+            for text in references
+        ]
     if as_json:
         output.emit_json(found[0] if len(found) == 1 else found)
         return

@@ -70,7 +70,12 @@ def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
     printed = []
     for number, text in enumerate(references):
         ref = reference.parse(text)
-        with memparse.opened(ref, wanted, registry_options=options, identities=identities) as found:
+        with (
+            output.progress(as_json) as progress,
+            memparse.opened(
+                ref, wanted, progress=progress, registry_options=options, identities=identities
+            ) as found,
+        ):
             if as_json:
                 printed.append(found.to_json())
                 continue

@@ -26,10 +26,13 @@ def command(references: tuple[str, ...], as_json: bool, **where: Any) -> None:
     from cryoci.ociimage import reference, report
 
     identities, options = sealing.identities(where), output.options(**where)
-    found = [
-        report.inspect(reference.parse(text), registry_options=options, identities=identities)
-        for text in references
-    ]
+    with output.progress(as_json) as progress:
+        found = [
+            report.inspect(
+                reference.parse(text), progress=progress, registry_options=options, identities=identities
+            )
+            for text in references
+        ]
     if as_json:
         output.emit_json([report.overview(one) for one in found])
         return

@@ -7,6 +7,7 @@ An image of cryoci's has its small files in the first layer, and each large one 
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -38,12 +39,14 @@ from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
 
 if TYPE_CHECKING:
+    from cryoci.ociimage.progress import Progress
     from cryoci.ociimage.seal.keyring import Identities
 
 MAX_FIRST = 64 << 20  # bytes, compressed: a first layer up to this is fetched for its descriptions
 GPU = "checkpoint/gpu.dump"  # docs/gpu.dump.schema.json
 _DESCRIBED = frozenset({*archive.DESCRIPTIONS, "network.status", "stats-dump", "deleted.files", "dump.log"})
 MAX_DESCRIBED = 1 << 30  # bytes of descriptions and CRIU images: about 250 GB of memory in single pages
+_SHOWN = 16 << 20  # bytes that are worth a bar
 _KINDS = (
     "inventory",
     "pstree",
@@ -99,14 +102,15 @@ def opened(
     *,
     everything: bool = False,
     place: Path | None = None,
+    progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
     identities: Identities | None = None,
 ) -> Iterator[Contents]:
     """The files of a checkpoint that `keep` accepts, for the time of a with block.
 
-    `everything` fetches layers that do not say what they hold, however large. `place` is the directory for a
-    scratch copy, by default the system's. `identities` open what is encrypted; without any it is left out. Raises
-    TrustError when none of them fits, NotFoundError, ImageError, IntegrityError, SpaceError,
+    `everything` fetches layers that do not say what they hold, however large; `progress` is told of large ones.
+    `place` is the directory for a scratch copy, by default the system's. `identities` open what is encrypted; without
+    any it is left out. Raises TrustError when none of them fits, NotFoundError, ImageError, IntegrityError, SpaceError,
     RegistryError.
     """
     if isinstance(ref, DirectoryRef):
@@ -116,16 +120,18 @@ def opened(
     with tempfile.TemporaryDirectory(prefix="cryoci-", dir=place) as made:
         directory = Path(made)
         if isinstance(ref, ArchiveRef) and not ociarchive.looks_like(ref.path):
-            yield _archive(ref, directory, keep)
+            yield _archive(ref, directory, keep, progress)
         elif isinstance(ref, ArchiveRef):
-            yield _saved(ref, directory, keep, identities)
+            yield _saved(ref, directory, keep, identities, progress)
         else:
             store = stores.open_source(ref, registry_options)
             name = stores.source_name(ref, store)
-            yield _image(store, name, directory, keep, everything, identities)
+            yield _image(store, name, directory, keep, everything, identities, progress)
 
 
-def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> Contents:
+def _archive(
+    ref: ArchiveRef, directory: Path, keep: Callable[[str], bool], progress: Progress | None
+) -> Contents:
     try:
         file = open(ref.path, "rb", buffering=0)  # noqa: SIM115
     except FileNotFoundError as e:
@@ -136,7 +142,8 @@ def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> C
             yield chunk
 
     with file, _extractor(directory, keep) as extractor, _pool() as pool:
-        incoming = inflate.ahead(read())
+        size = os.fstat(file.fileno()).st_size
+        incoming = inflate.ahead(_told(progress, f"read {os.path.basename(ref.path)}", size, read()))
         try:
             extractor.extract(inflate.inflate(incoming, pool, limit=sys.maxsize))
         finally:
@@ -148,15 +155,19 @@ def _archive(ref: ArchiveRef, directory: Path, keep: Callable[[str], bool]) -> C
 
 
 def _saved(
-    ref: ArchiveRef, directory: Path, keep: Callable[[str], bool], identities: Identities | None
+    ref: ArchiveRef,
+    directory: Path,
+    keep: Callable[[str], bool],
+    identities: Identities | None,
+    progress: Progress | None,
 ) -> Contents:
     """A saved image; containerd's own kind is unpacked as a whole."""
     with ociarchive.scratch_layout() as layout:
-        index = unpack.load_one(ref, layout)
+        index = unpack.load_one(ref, layout, progress)
         if index is not None and ctr.is_checkpoint(index):
             ctr.unpack(layout, index, directory)
             return Contents(directory, {f.name: f.size for f in archive.validate(directory).files})
-        return _image(layout, unpack.LOADED, directory, keep, True, identities)
+        return _image(layout, unpack.LOADED, directory, keep, True, identities, progress)
 
 
 def _image(
@@ -166,6 +177,7 @@ def _image(
     keep: Callable[[str], bool],
     everything: bool,
     identities: Identities | None,
+    progress: Progress | None,
 ) -> Contents:
     found = stores.resolve(store, name)
     layers = found.manifest.layers
@@ -180,12 +192,12 @@ def _image(
             kind = layer.annotations.get(families.LAYER_KIND, "")
             if archive.allowed(kind):
                 if keep(kind):
-                    _fetch(store, layer, extractor, pool, opener)
+                    _fetch(store, layer, extractor, pool, opener, progress)
                     result.fetched += layer.size
                 elif raw := families.number(layer.annotations.get(families.LAYER_RAW_SIZE)):
                     result.sizes[kind] = max(0, raw - _overhead(kind))
             elif everything or (number == 0 and layer.size <= MAX_FIRST):
-                _fetch(store, layer, extractor, pool, opener)
+                _fetch(store, layer, extractor, pool, opener, progress)
                 result.fetched += layer.size
             else:
                 result.complete = False
@@ -204,13 +216,29 @@ def _fetch(
     extractor: extract.Extractor,
     pool: Executor,
     opener: incoming.Opener,
+    progress: Progress | None,
 ) -> None:
-    chunks = inflate.ahead(store.open_blob(layer))
+    name = layer.annotations.get(families.LAYER_KIND, "") or layer.digest[7:19]
+    chunks = inflate.ahead(_told(progress, f"fetch {name}", layer.size, store.open_blob(layer)))
     try:
         content = inflate.inflate(opener(chunks), pool, limit=incoming.raw_limit(layer, sys.maxsize))
         extractor.extract(content)
     finally:
         chunks.close()
+
+
+def _told(progress: Progress | None, name: str, size: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """`chunks` of `size` bytes as they are, told to `progress` where they are many."""
+    if progress is None or size < _SHOWN:
+        yield from chunks
+        return
+    token = progress.start(name, size)
+    try:
+        for chunk in chunks:
+            progress.advance(token, len(chunk))
+            yield chunk
+    finally:
+        progress.done(token)
 
 
 def _overhead(name: str) -> int:

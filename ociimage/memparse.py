@@ -21,6 +21,7 @@ from cryoci.ociimage.reference import DirectoryRef, Reference
 from cryoci.ociimage.transport import RegistryOptions
 
 if TYPE_CHECKING:
+    from cryoci.ociimage.progress import Progress
     from cryoci.ociimage.seal.keyring import Identities
 
 MAX_PATTERN = 4096  # bytes of one match
@@ -132,6 +133,7 @@ def opened(
     ref: Reference,
     wanted: Wanted,
     *,
+    progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
     identities: Identities | None = None,
 ) -> Iterator[Answer]:
@@ -145,7 +147,8 @@ def opened(
     pattern = wanted.pattern()
     if wanted.target is not None and os.path.lexists(wanted.target):
         raise ConflictError(f"{wanted.target} exists", hint="name another file, or remove it")
-    with _fetched(ref, wanted.pid if not wanted.maps else None, registry_options, identities) as found:
+    pid = wanted.pid if not wanted.maps else None
+    with _fetched(ref, pid, progress, registry_options, identities) as found:
         if found.sealed:
             raise TrustError(
                 f"{ref} is encrypted, and no key was given",
@@ -173,6 +176,7 @@ def opened(
 def _fetched(
     ref: Reference,
     pid: int | None,
+    progress: Progress | None,
     registry_options: RegistryOptions | None,
     identities: Identities | None,
 ) -> Iterator[contents.Contents]:
@@ -184,7 +188,7 @@ def _fetched(
     keep: Callable[[str], bool] = contents.is_description
     if pid is not None:
         with contents.opened(
-            ref, everything=True, registry_options=registry_options, identities=identities
+            ref, everything=True, progress=progress, registry_options=registry_options, identities=identities
         ) as found:
             if found.sealed:
                 yield found
@@ -200,6 +204,7 @@ def _fetched(
             keep,
             everything=True,
             place=place,
+            progress=progress,
             registry_options=registry_options,
             identities=identities,
         ) as found:

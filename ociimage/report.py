@@ -20,6 +20,7 @@ from cryoci.ociimage.reference import LayoutRef, Reference, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 
 if TYPE_CHECKING:
+    from cryoci.ociimage.progress import Progress
     from cryoci.ociimage.seal.keyring import Identities
 
 VERSION = 1  # of the JSON form
@@ -98,6 +99,7 @@ def inspect(
     node: compat.Node | None = None,
     memory: bool = False,
     everything: bool = False,
+    progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
     identities: Identities | None = None,
 ) -> Report:
@@ -120,6 +122,7 @@ def inspect(
         ref,
         keep,
         everything=everything or memory,
+        progress=progress,
         registry_options=registry_options,
         identities=identities,
     ) as found:

@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from cryoci.ociimage import progress
+import pytest
+
+from cryoci.ociimage import contents, image, progress, reference, report
+from tests.unit.images import make_checkpoint
 
 
 class Heard:
@@ -69,6 +72,27 @@ def test_a_directory_that_grows(tmp_path: Path) -> None:
     assert heard.parts == [("", 100)] and heard.passed in (0, 70) and heard.ended == 1
     with progress.silent("x") as nobody, progress.growing(nobody, tmp_path, None):
         pass
+
+
+def test_what_is_read_for_a_look_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's archive is read to its end, and layers that do not say what they hold are fetched."""
+    made = make_checkpoint(tmp_path / "ck", pages=1 << 20)
+    subprocess.run(["tar", "-C", made, "-cf", tmp_path / "a.tar", "."], check=True)
+    ref = reference.parse(f"oci:{tmp_path}/layout:1")
+    assert isinstance(ref, reference.LayoutRef)
+    image.push(made, ref)
+    archived = reference.ArchiveRef(tmp_path / "a.tar")
+    for shown in (1 << 40, 0):
+        monkeypatch.setattr(contents, "_SHOWN", shown)
+        heard = Heard()
+        report.inspect(archived, progress=heard)
+        report.inspect(ref, memory=True, progress=heard)
+        if shown:
+            assert heard.parts == []
+    size = (tmp_path / "a.tar").stat().st_size
+    assert heard.parts[0] == ("read a.tar", size) and len(heard.parts) > 1
+    assert all(name.startswith("fetch ") for name, _ in heard.parts[1:])
+    assert heard.passed == sum(total or 0 for _, total in heard.parts) and heard.ended == len(heard.parts)
 
 
 _PROGRAM = """
