@@ -110,8 +110,8 @@ def opened(
 
     `everything` fetches layers that do not say what they hold, however large; `progress` is told of large ones.
     `place` is the directory for a scratch copy, by default the system's. `identities` open what is encrypted; without
-    any it is left out. Raises TrustError when none of them fits, NotFoundError, ImageError, IntegrityError, SpaceError,
-    RegistryError.
+    any it is left out. Raises TrustError when none of them fits, NotFoundError, ImageError, IntegrityError,
+    SpaceError, RegistryError.
     """
     if isinstance(ref, DirectoryRef):
         checkpoint = archive.validate(ref.path)
