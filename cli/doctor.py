@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("doctor", short_help="Say what keeps checkpoints from working here.")
-@click.argument("subject", metavar="[CONTAINER|IMAGE|LOG]", required=False)
+@click.argument("subject", metavar="[CONTAINER|IMAGE|DIRECTORY|LOG]", required=False)
 @click.option("--fix-hints", is_flag=True, help="Show what to do about warnings too.")
 @click.option(
     "--runtime-root", metavar="DIR", help="Look for the container in runc or crun under this root."
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def command(
     subject: str | None, fix_hints: bool, runtime_root: str | None, as_json: bool, **where: Any
 ) -> None:
-    """Check this node; or a running CONTAINER, an IMAGE against this node, or a LOG of CRIU.
+    """Check this node; or a running CONTAINER, a checkpoint (IMAGE, DIRECTORY) against this node, or a LOG of CRIU.
 
     The exit status is 0 when nothing fails and 1 when something does.
 
@@ -34,6 +34,7 @@ def command(
       cryoci doctor
       cryoci doctor --fix-hints web
       cryoci doctor registry.example.com/checkpoints/web:1
+      cryoci doctor ./web-checkpoint
       cryoci doctor /run/cryoci/containers/default/web/dump.log
     """
     from pathlib import Path
@@ -71,12 +72,18 @@ def command(
 
 def _image(subject: str, where: dict[str, Any]) -> list[Check]:
     from cryoci.errors import NotFoundError, UsageError
-    from cryoci.ociimage import contents, image, reference
+    from cryoci.ociimage import contents, image, reference, report
     from cryoci.shim.criu import cpuinfo
     from cryoci.shim.doctor import image as checks
     from cryoci.shim.doctor.check import Facts
 
     ref = reference.parse(subject)
+    if isinstance(ref, reference.DirectoryRef):
+        from cryoci.uses.agent import gpu_facts
+
+        with contents.opened(ref) as found:
+            facts = {**report.facts_of(found), **gpu_facts(found.directory)}
+            return checks.examine(Facts(), facts, str(found.directory / "checkpoint"))
     if not isinstance(ref, (reference.LayoutRef, reference.RegistryRef)):
         raise UsageError(f"{subject} is neither a container, an image nor a log", hint="see `cryoci list`")
     registry = output.options(**where)

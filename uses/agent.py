@@ -202,7 +202,7 @@ class Agent:
                     pulled.directory,
                     tagged,
                     compression=options.compression,
-                    annotations={**_gpus(pulled.directory), "checkpointed": rfc3339(taken)},
+                    annotations={**gpu_facts(pulled.directory), "checkpointed": rfc3339(taken)},
                     created=taken,  # one archive, one digest, whenever it is pushed
                     progress=progress,
                     registry_options=options.registry,
@@ -265,7 +265,7 @@ class Agent:
         write_json(self._file, {"version": VERSION, **asdict(self.state)})
 
 
-def _gpus(directory: Path) -> dict[str, str]:
+def gpu_facts(directory: Path) -> dict[str, str]:
     """The facts about GPUs that a node is chosen by; an engine's archive has them in files only.
 
     Raises ImageError.

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cryoci.cli.doctor import command as doctor
+from cryoci.errors import CryociError
 from cryoci.shim.criu import cpuinfo
 from cryoci.shim.doctor import image
 from cryoci.shim.doctor.check import Verdict
+from tests.unit import kubelet_archives
 from tests.unit.criu_images import message
 from tests.unit.doctor_node import Given, build
+from tests.unit.images import make_checkpoint
 
 NODE = Given(
     {
@@ -117,3 +123,19 @@ def test_a_damaged_cpuinfo_says_nothing(tmp_path: Path) -> None:
     for end in range(len(whole)):
         assert cpuinfo.flags(whole[:end]) <= {"fpu", "avx"}
     assert cpuinfo.read(tmp_path) == b"" and cpuinfo.model(b"") == ""
+
+
+def test_a_checkpoint_directory(tmp_path: Path) -> None:
+    """As an image of it: what it says of itself, and what gpu.dump says of GPUs."""
+    made = make_checkpoint(tmp_path / "ck", pages=1 << 20)
+    (made / "checkpoint/gpu.dump").write_bytes(kubelet_archives.gpu_dump("NVIDIA H100 80GB HBM3"))
+    said = CliRunner().invoke(doctor, [str(made), "--json"])
+    checks = {one["id"]: one for one in json.loads(said.stdout)["checks"]}
+    assert checks["image.gpu-driver"]["verdict"] != "skip"
+    assert "image.gpu-chip" in checks and checks["image.criu"]["verdict"] != "ok"
+    bare = make_checkpoint(tmp_path / "bare", pages=1 << 20)
+    said = CliRunner().invoke(doctor, [str(bare), "--json"])
+    checks = {one["id"]: one for one in json.loads(said.stdout)["checks"]}
+    assert checks["image.gpu-driver"]["verdict"] == "skip"
+    said = CliRunner().invoke(doctor, [str(tmp_path)])
+    assert said.exit_code != 0 and isinstance(said.exception, CryociError)
