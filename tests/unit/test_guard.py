@@ -144,7 +144,12 @@ def test_checkpoints_are_removed_where_they_are(
 ) -> None:
     """Their registry may want a CA or a login of its own, as for `guard run`."""
     asked: list[object] = []
-    monkeypatch.setattr(guard_places, "place", lambda *words: asked.extend(words) or node)
+
+    def place(*words: object) -> Node:
+        asked.extend(words)
+        return node
+
+    monkeypatch.setattr(guard_places, "place", place)
     web.state.save()
     ours = CliRunner().invoke(command, ["stop", "web", "--remove", "--ca-file", "/ca.pem", "--tls"])
     assert ours.exit_code == 0, ours.output
