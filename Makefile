@@ -55,6 +55,9 @@ check: venv ## ruff (lint and format) and mypy --strict
 	$(BIN)/mypy tests
 
 test: venv ## check, then every test that this machine can run
+	@# Reports are looked at in a browser; `make demo` needs none.
+	@if [ "$$(id -u)" = 0 ] && ! command -v chromium >/dev/null; then apt-get -qq update; \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; fi
 	@# mypy takes one processor, and so does most of what makes the nodes.
 	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory --jobs=2 --output-sync check node; \
 	else $(MAKE) --no-print-directory check; echo "make: not root, so tests that need nodes are skipped"; fi
