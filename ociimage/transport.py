@@ -132,10 +132,10 @@ class Transport:
         for attempt in (1, 2):
             try:
                 return self._once("GET", f"{self.base}/v2/", {}, None, False)
-            except LostError:
+            except LostError as e:
                 if attempt == 2:
                     raise
-                sleep(0.5)
+                wait(attempt, e)
         raise AssertionError
 
     def request(
@@ -164,9 +164,10 @@ class Transport:
         replayable = data is None or isinstance(data, bytes)
         left = attempts or (self.options.attempts if replayable else 1)
         challenged = False
-        pause = 0.5
+        tries = 0
         while True:
             left -= 1
+            tries += 1
             try:
                 used = self._auth.header if self._auth else None
                 answer = self._once(method, url, headers or {}, data, stream)
@@ -183,8 +184,7 @@ class Transport:
             except LostError as e:
                 if left <= 0:
                     raise
-                sleep(min(MAX_PAUSE, e.pause if e.pause is not None else pause * random.uniform(0.5, 1.5)))
-                pause *= 2
+                wait(tries, e)
 
     def trusted(self, location: str) -> str:
         """An absolute upload location; refuses one that leaves encryption behind."""
@@ -276,6 +276,17 @@ class Transport:
                 message, hint="the registry does not allow this (deletion is off by default)"
             )
         return RegistryError(message)
+
+
+def wait(tries: int, lost: LostError | None = None) -> None:
+    """The pause after `tries` tries: what the registry asked for, else one that grows; MAX_PAUSE seconds at most.
+
+    It is jittered, so that the nodes whose registry came back do not all ask at once.
+    """
+    if lost is not None and lost.pause is not None:
+        sleep(min(MAX_PAUSE, lost.pause))
+    else:
+        sleep(min(MAX_PAUSE, 0.5 * 2 ** (tries - 1) * random.uniform(0.5, 1.5)))
 
 
 def is_loopback(host: str) -> bool:

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import base64
+import email.utils
 import http.server
 import json
 import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.registry import Registry
 from cryoci.ociimage.transport import RegistryOptions
+from tests.unit.faults import drain
 from tests.unit.images import (  # noqa: F401
     Proxy,
     Request,
@@ -102,6 +105,41 @@ def test_retry_after_is_obeyed_and_bounded(proxy: Proxy, no_sleep: list[float]) 
         with pytest.raises(NotFoundError):
             image.inspect(ref(f"{proxy.host}/after/x:1"))
         assert no_sleep.pop() == waited
+
+
+def test_retry_after_may_be_a_date(proxy: Proxy, no_sleep: list[float]) -> None:
+    given = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    proxy.before = Times(1, "GET", "/manifests/", 503, {"Retry-After": given})
+    with pytest.raises(NotFoundError):
+        image.inspect(ref(f"{proxy.host}/after/x:1"))
+    assert 15 < no_sleep.pop() <= 20
+
+
+@pytest.mark.parametrize("put", [False, True], ids=["streamed", "monolithic"])
+def test_a_bulk_upload_waits_as_others_do(
+    proxy: Proxy, checkpoint: Path, no_sleep: list[float], put: bool
+) -> None:
+    """Its body cannot be sent again by the transport, so the upload itself obeys, bounds and jitters."""
+    asked: list[str] = []
+
+    def busy(request: Request, given: str | None) -> bool:
+        headers = request.handler.headers
+        if request.method == "PATCH" and put:
+            return request.answer(405)
+        large = int(headers.get("Content-Length") or 0) > 1 << 20 or headers.get("Transfer-Encoding")
+        if not large or len(asked) == 2:
+            return False
+        asked.append(request.path)
+        drain(request)
+        return request.answer(503, headers={"Retry-After": given} if given else None)
+
+    for given, least, most in (("7", 7.0, 7.0), ("86400", 30.0, 30.0), (None, 0.25, 1.5)):
+        asked.clear()
+        no_sleep.clear()
+        proxy.before = lambda request, given=given: busy(request, given)  # type: ignore[misc]
+        image.push(checkpoint, ref(f"{proxy.host}/bulk/{put}-{given}:1".lower()))
+        assert len(asked) == len(no_sleep) == 2 and all(least <= pause <= most for pause in no_sleep)
+        assert given or not {0.5, 1.0} & set(no_sleep)  # jittered
 
 
 @pytest.mark.parametrize("cut", [0, 1, 500_000, 3_000_000])
