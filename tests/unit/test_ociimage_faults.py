@@ -244,6 +244,23 @@ def test_a_full_disk(registry: str, source: Path, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+def test_a_push_from_a_full_disk(registry: str, source: Path, tmp_path: Path) -> None:
+    """It makes no copy, and its journal only spares sending: there may be no byte left for it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    name = f"{registry}/full/push:1"
+    small = tmp_path / "small"
+    small.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k small {small} && head -c 1M /dev/zero > {small}/full; "
+        f"CRYOCI_LIB={small}/lib exec {sys.executable} -m cryoci.cli.main push {source} {name}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "No space left" in done.stderr, done.stderr  # head's
+    image.pull(ref(name), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(source)
+
+
 def _moved(proxy: Proxy) -> tuple[Callable[[Request, bytes], bytes], list[int]]:
     """A `body` hook that counts the bytes of blobs that came down."""
     down = [0]
