@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("convert", short_help="Turn one engine's checkpoint into another's.")
@@ -35,6 +35,7 @@ from cryoci.cli import output
 @click.option("--base-id", metavar="ID", default="", help="Its id, which podman and CRI-O need.")
 @click.option("--base-digest", metavar="DIGEST", default="", help="Its manifest digest.")
 @click.option("--strict", is_flag=True, help="Fail when anything cannot be carried.")
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 @output.quiet_option
@@ -51,17 +52,23 @@ def command(source: str, engine: str, target: Path, as_json: bool, quiet: bool, 
       cryoci convert ./bare --to podman --base-image debian:13 --base-id 0123... -o bare.tar
       cryoci convert web.tar.zst --to ctr -o web.tar && ctr image import --all-platforms web.tar
     """
+    from contextlib import nullcontext
+
+    from cryoci.cli.signals import unwinding
     from cryoci.ociimage import reference
     from cryoci.ociimage.conversion import Wanted, convert_to_archive
 
     base = (rest.pop("base_image"), rest.pop("base_id"), rest.pop("base_digest"))
     strict = rest.pop("strict")
-    with output.progress(quiet or as_json) as progress:
+    identities = sealing.identities(rest, node=True)
+    # what was decrypted lies in a scratch directory, which nothing that can be caught may leave on the disk
+    with unwinding() if identities else nullcontext(), output.progress(quiet or as_json) as progress:
         done = convert_to_archive(
             reference.parse(source),
             Wanted(engine, target, *base, strict=strict),
             progress=progress,
             registry_options=output.options(**rest),
+            identities=identities,
         )
     if as_json:
         output.emit_json(done)
