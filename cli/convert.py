@@ -57,19 +57,23 @@ def command(source: str, engine: str, target: Path, as_json: bool, quiet: bool, 
     from cryoci.cli.signals import unwinding
     from cryoci.ociimage import reference
     from cryoci.ociimage.conversion import Wanted, convert_to_archive
+    from cryoci.ociimage.trust.policy import Gate
 
     base = (rest.pop("base_image"), rest.pop("base_id"), rest.pop("base_digest"))
     strict = rest.pop("strict")
     identities = sealing.identities(rest, node=True)
+    gate = Gate(reference.parse(source), output.options(**rest))
     # what was decrypted lies in a scratch directory, which nothing that can be caught may leave on the disk
     with unwinding() if identities else nullcontext(), output.progress(quiet or as_json) as progress:
         done = convert_to_archive(
-            reference.parse(source),
+            gate.ref,
             Wanted(engine, target, *base, strict=strict),
             progress=progress,
-            registry_options=output.options(**rest),
+            registry_options=gate.options,
+            gate=gate,
             identities=identities,
         )
+    output.verdict(gate.verdict)
     if as_json:
         output.emit_json(done)
     elif quiet:
