@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import requests
 
 MAX_FILE = 4 << 20  # bytes of an auth file
+_TOKEN_USER = "<token>"  # docker-credential-helpers: what follows is an identity token, no password
 _DOCKER_HUB = "https://index.docker.io/v1/"
 
 
@@ -118,11 +119,15 @@ def _helper(value: dict[str, Any], key: str) -> Credentials | None:
         return None
     from oras.auth.token import TokenAuth
 
+    source = f"docker-credential-{name}"
     try:
         basic = TokenAuth()._get_auth_from_creds_store(name, key)
+        user, _, secret = base64.b64decode(basic or "").decode().partition(":")
     except (KeyError, ValueError) as e:
-        raise ConfigError(f"docker-credential-{name} gave no credentials for {key}: {e}") from e
-    return Credentials(basic, "", f"docker-credential-{name}") if basic else None
+        raise ConfigError(f"{source} gave no credentials for {key}: {e}") from e
+    if user == _TOKEN_USER:
+        return Credentials("", secret, source)
+    return Credentials(basic, "", source) if basic else None
 
 
 class Authenticator:

@@ -432,6 +432,12 @@ def test_credential_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert base64.b64decode(found.basic) == b"u:h.io"
     assert found.basic not in repr(found)
     assert not credentials.find("other.io", "a", file).basic
+    # a helper that knows nothing says so by its status, and a name that is none stands before an identity token
+    helper.write_text("#!/bin/sh\necho credentials not found in native keychain\nexit 1\n")
+    assert credentials.find("h.io", "a", file) == credentials.Credentials()
+    helper.write_text('#!/bin/sh\necho "{\\"Username\\": \\"<token>\\", \\"Secret\\": \\"r:1\\"}"\n')
+    found = credentials.find("h.io", "a", file)
+    assert (found.basic, found.identity_token) == ("", "r:1")
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"auths": {"h.io": {"auth": "%%"}}}'])
