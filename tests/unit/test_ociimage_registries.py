@@ -96,6 +96,39 @@ def test_which_mirrors_serve_what(conf: Path) -> None:
         registries.sources(ref("h.io/a:1"))
 
 
+def test_what_a_user_says_comes_first(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers-registries.conf(5): one's own file stands for the host's, drop-ins of both are added."""
+
+    def say(path: Path, **locations: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "".join(f'[[registry]]\nprefix = "{k}.io"\nlocation = "{v}"\n' for k, v in locations.items())
+        )
+
+    def found() -> str:
+        return " ".join(registries.sources(ref(f"{name}.io/x:1"))[-1].ref.host for name in "abc")
+
+    own = tmp_path / "home/.config/containers/registries.conf"
+    say(conf, a="host.io", b="host.io")
+    say(conf.parent / "registries.conf.d/1.conf", b="host-more.io")
+    say(own.parent / "registries.conf.d/1.conf", c="own-more.io")
+    assert found() == "host.io host-more.io own-more.io"
+    say(own, a="own.io")
+    assert found() == "own.io b.io own-more.io"
+    say(tmp_path / "named.conf", a="named.io")
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "named.conf"))
+    assert found() == "named.io host-more.io own-more.io"
+    (tmp_path / "named.conf").write_text('[[registry]]\nlocation = "a.io"\nblocked = true\n')
+    with pytest.raises(UsageError) as caught:
+        registries.check(ref("a.io/x:1"))
+    assert str(tmp_path / "named.conf") in (caught.value.hint or "")
+    place = own.parent / "certs.d/h.io:5000"
+    place.mkdir(parents=True)
+    (place / "ca.crt").write_text("")
+    assert registries.certificates("h.io:5000").authorities == (place / "ca.crt",)
+    assert registries.certificates("h.io").authorities == ()
+
+
 def test_blobs_are_mounted_between_repositories_of_one_registry(
     proxy: Proxy, checkpoint: Path, tmp_path: Path
 ) -> None:
