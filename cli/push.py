@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--compression",
-    default="zstd:1",
-    show_default=True,
+    show_default="zstd:1",
     help="zstd:LEVEL, gzip:LEVEL (for old engines), none, or auto: as strong as the link is slow.",
 )
 @output.backend_option
@@ -44,7 +43,7 @@ def command(
     source: str,
     target: str,
     annotations: tuple[str, ...],
-    compression: str,
+    compression: str | None,
     backend: str,
     encrypt_to: tuple[str, ...],
     as_json: bool,
@@ -79,9 +78,9 @@ def command(
     page = told.take(where)
     title = f"cryoci push {source} {target}"
     if target.startswith(reference.STORAGE):
-        if encrypt_to or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
+        if encrypt_to or compression or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
             raise UsageError(
-                f"{target} takes a directory or an archive, not encrypted",
+                f"{target} takes a directory or an archive, not encrypted and not compressed",
                 hint=f"pull {source} to a directory first",
             )
         with (
@@ -114,11 +113,16 @@ def command(
                 raise UsageError(
                     "annotations are fixed once an image exists", hint="push the directory with them"
                 )
-            if recipients:
-                raise UsageError(
-                    "an image that exists is copied as it is, not encrypted",
-                    hint="pull it to a directory and push that with --encrypt-to",
-                )
+            for option, given in (
+                ("--encrypt-to", recipients),
+                ("--compression", compression),
+                ("--backend", backend != "cryoci"),
+            ):
+                if given:
+                    raise UsageError(
+                        f"an image that exists is copied as it is: {option} is for directories and archives",
+                        hint=f"pull it to a directory and push that with {option}",
+                    )
             result = image.copy(origin, goal, progress=progress, registry_options=options)
         else:
             with _directory(origin, progress) as directory:
@@ -126,7 +130,7 @@ def command(
                     directory,
                     goal,
                     annotations=noted,
-                    compression=compression,
+                    compression=compression or "zstd:1",
                     progress=progress,
                     registry_options=options,
                     encrypt_to=recipients,

@@ -107,7 +107,7 @@ def save(
     registry_options: RegistryOptions | None = None,
 ) -> Saved:
     """Write an image to one file that `load`, skopeo, podman and containerd read; digests stay."""
-    store = stores.open_store(ref, registry_options)
+    store = stores.open_source(ref, registry_options)
     name = stores.source_name(ref, store)
     digest = store.get_manifest(name).digest
     known = (

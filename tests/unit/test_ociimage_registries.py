@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryoci.errors import ConfigError, IntegrityError, RegistryError, UsageError
-from cryoci.ociimage import contents, image, reference, registries, transport
+from cryoci.ociimage import contents, image, reference, registries, shelf, transport
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.images import (  # noqa: F401
@@ -57,6 +57,7 @@ def test_mirrors_come_first_and_are_optional(
     assert any(path.startswith("/v2/mirrored/c/blobs/") for _, path in proxy.log)
     with contents.opened(ref("far.example/team/c:1")) as found:  # what inspect and memory read
         assert found.sizes["checkpoint/pages-1.img"] == PAGES
+    shelf.save(ref("far.example/team/c:1"), tmp_path / "saved.tar")
     # what a mirror gives is checked like everything else
     digest = image.inspect(ref("far.example/team/c:1")).digest
     proxy.body = lambda request, data: data[:-1] + b" " if "/blobs/" in request.path else data
