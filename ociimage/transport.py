@@ -91,9 +91,10 @@ class Transport:
         if self._loopback:
             session.trust_env = False  # a proxy cannot reach our loopback
         known = registries.certificates(self.host)
-        session.mount("http://", Adapter(()))
-        session.mount(f"https://{self.host}/", Adapter(known.authorities))
-        session.mount("https://", Adapter(()))
+        session.mount("http://", Adapter(None))
+        # with --ca-file or without verification it is the session that says whom to trust
+        session.mount(f"https://{self.host}/", Adapter(known.authorities if self._verify is True else None))
+        session.mount("https://", Adapter(() if self._verify is True else None))
         if known.client:
             session.cert = (str(known.client[0]), str(known.client[1]))
         return session

@@ -9,16 +9,18 @@ import email.utils
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import certifi
 import pytest
 
 from cryoci.errors import ConfigError, CryociError, NotFoundError, RegistryError
-from cryoci.ociimage import credentials, image, reference, transport
+from cryoci.ociimage import credentials, image, reference, registries, transport
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.registry import Registry
@@ -270,6 +272,35 @@ def test_untrusted_certificate(tls: tuple[str, Path], monkeypatch: pytest.Monkey
     monkeypatch.setattr(transport, "is_loopback", lambda host: False)
     with pytest.raises(RegistryError, match="no trusted TLS connection"):
         image.inspect(ref(f"{tls[0]}/a/b:1"))
+
+
+@pytest.mark.parametrize("bundle", ["", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_whom_to_trust(
+    tls: tuple[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: str
+) -> None:
+    """What was said here goes before what other programs take from the environment, and the system's store counts."""
+    host, ca = tls
+    image.push(checkpoint, name := ref(f"{host}/trust/{bundle.lower()}x:1"))  # over loopback
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    if bundle:
+        monkeypatch.setenv(bundle, certifi.where())
+    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
+    with pytest.raises(RegistryError, match="no trusted TLS connection"):
+        image.inspect(name)
+    for options in (RegistryOptions(tls_verify=False), RegistryOptions(ca_file=ca)):
+        assert image.inspect(name, registry_options=options).digest
+    monkeypatch.setattr(registries, "CERTIFICATES", (tmp_path / "certs.d",))
+    (tmp_path / "certs.d" / host).mkdir(parents=True)
+    shutil.copy(ca, tmp_path / "certs.d" / host / "ca.crt")
+    for options in (RegistryOptions(), RegistryOptions(tls_verify=False), RegistryOptions(ca_file=ca)):
+        assert image.inspect(name, registry_options=options).digest
+    with pytest.raises(RegistryError, match="no trusted TLS connection"):
+        image.inspect(name, registry_options=RegistryOptions(ca_file=Path(certifi.where())))
+    shutil.rmtree(tmp_path / "certs.d")
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))  # where the system has its authorities
+    assert image.inspect(name).digest
 
 
 def test_plain_http_is_not_tried_elsewhere(
