@@ -10,11 +10,13 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import certifi
 import pytest
@@ -301,6 +303,54 @@ def test_whom_to_trust(
     shutil.rmtree(tmp_path / "certs.d")
     monkeypatch.setenv("SSL_CERT_FILE", str(ca))  # where the system has its authorities
     assert image.inspect(name).digest
+
+
+class Tunnel(http.server.BaseHTTPRequestHandler):
+    """A proxy as companies have it: CONNECT, and bytes in both directions."""
+
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_CONNECT(self) -> None:
+        self.asked.append(self.path)
+        host, _, port = self.path.partition(":")
+        with socket.create_connection((host, int(port))) as far:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=self._pass, args=(far, self.connection), daemon=True)
+            back.start()
+            self._pass(self.connection, far)
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        except OSError:
+            pass
+
+
+def test_through_a_proxy(
+    tls: tuple[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, ca = tls
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NO_PROXY", "no_proxy", "https_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tunnel)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
+    monkeypatch.setattr(registries, "CERTIFICATES", (tmp_path / "certs.d",))
+    (tmp_path / "certs.d" / host).mkdir(parents=True)
+    shutil.copy(ca, tmp_path / "certs.d" / host / "ca.crt")
+    name = ref(f"{host}/proxy/x:1")
+    image.push(checkpoint, name)
+    image.pull(name, tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    assert set(Tunnel.asked) == {host}
+    server.shutdown()
+    server.server_close()
 
 
 def test_plain_http_is_not_tried_elsewhere(
