@@ -113,7 +113,9 @@ class Transport:
             schemes = ["http", "https"] if self._loopback else ["https", "http"]
         for scheme in schemes:
             self.base = f"{scheme}://{self.host}"
-            self._auth = credentials.Authenticator(self._session, scheme, self._verify, self._credentials)
+            self._auth = credentials.Authenticator(
+                self._session, scheme, self._verify, self._credentials, self._check_token
+            )
             try:
                 answer = self._ping()
             except RegistryError:
@@ -164,7 +166,7 @@ class Transport:
             url += ("&" if "?" in url else "?") + urlencode(params)
         replayable = data is None or isinstance(data, bytes)
         left = attempts or (self.options.attempts if replayable else 1)
-        challenged = False
+        challenges = 0
         tries = 0
         while True:
             left -= 1
@@ -174,8 +176,9 @@ class Transport:
                 answer = self._once(method, url, headers or {}, data, stream)
                 if answer.status_code in ok:
                     return answer
-                if answer.status_code == 401 and not challenged and self._answer(answer, used):
-                    challenged = True
+                # twice: the first time it may be another request's token that is tried
+                if answer.status_code == 401 and challenges < 2 and self._answer(answer, used):
+                    challenges += 1
                     if replayable:
                         left += 1
                         answer.close()
@@ -205,8 +208,19 @@ class Transport:
             with self._login:
                 # another thread may have been through this while our request was on its way
                 return self._auth.header != used or self._auth.answer(response)
+        except requests.exceptions.SSLError as e:
+            raise self._tls_failure(e) from e
+        except (requests.ConnectionError, requests.Timeout) as e:
+            message = f"the token service of {self.host} did not answer: {_reason(e)}"
+            raise LostError(message, None, None) from e
         except (requests.RequestException, ValueError) as e:
-            raise RegistryError(f"the token service of {self.host} did not answer: {e}") from e
+            raise RegistryError(f"the token service of {self.host} gave no token: {e}") from e
+
+    def _check_token(self, answer: requests.Response) -> None:
+        """Raise LostError for what a token service may answer otherwise the next time."""
+        if answer.status_code in RETRIED:
+            message = f"the token service of {self.host} answered {answer.status_code}"
+            raise LostError(message, answer.status_code, _retry_after(answer))
 
     def _once(
         self,

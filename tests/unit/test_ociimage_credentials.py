@@ -8,9 +8,11 @@ import base64
 import http.server
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -18,11 +20,13 @@ from cryoci.errors import ConfigError, CryociError, RegistryError
 from cryoci.ociimage import credentials, image, reference
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
+from tests.unit.faults import drain
 from tests.unit.images import (  # noqa: F401
     Proxy,
     Request,
     checkpoint,
     free_port,
+    make_checkpoint,
     no_credentials,
     no_sleep,
     proxy,
@@ -103,7 +107,9 @@ class Tokens:
 
 
 @pytest.mark.parametrize("entry", [{"auth": base64.b64encode(b"u:p").decode()}, {"identitytoken": "r"}])
-def test_tokens(proxy: Proxy, checkpoint: Path, tmp_path: Path, entry: dict[str, str]) -> None:
+def test_tokens(
+    proxy: Proxy, checkpoint: Path, tmp_path: Path, no_sleep: list[float], entry: dict[str, str]
+) -> None:
     tokens = Tokens()
 
     def before(request: Request) -> bool:
@@ -126,6 +132,70 @@ def test_tokens(proxy: Proxy, checkpoint: Path, tmp_path: Path, entry: dict[str,
     tokens.server.server_close()
     with pytest.raises(CryociError):
         image.inspect(ref(f"{proxy.host}/tok/x:1"))
+
+
+class Narrow:
+    """A `before` hook: a registry whose tokens are for what one request needs, and for so many of them.
+
+    `faults` answer the first requests for tokens.
+    """
+
+    def __init__(self, host: str, uses: int, faults: list[int]) -> None:
+        self.realm, self.uses, self.faults = f"http://{host}/token", uses, faults
+        self.left: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, request: Request) -> bool:
+        with self.lock:
+            return self._token(request) if request.path.startswith("/token") else self._asked(request)
+
+    def _token(self, request: Request) -> bool:
+        if self.faults:
+            status = self.faults.pop(0)
+            return request.answer(status, headers={"Retry-After": "3"}) if status else request.hang_up()
+        (scope,) = parse_qs(urlsplit(request.path).query)["scope"]
+        token = f"{scope.rpartition(':')[2]}.{len(self.left)}"
+        self.left[token] = self.uses
+        return request.answer(200, json.dumps({"token": token}).encode())
+
+    def _asked(self, request: Request) -> bool:
+        need = "pull" if request.method in ("GET", "HEAD") else "pull,push"
+        token = request.handler.headers.get("Authorization", "").removeprefix("Bearer ")
+        actions = token.partition(".")[0].split(",")
+        if self.left.get(token, 0) > 0 and set(need.split(",")) <= set(actions):
+            self.left[token] -= 1
+            return False
+        drain(request)
+        scope = f'realm="{self.realm}",service="s",scope="repository:n/x:{need}"'
+        return request.answer(401, headers={"WWW-Authenticate": f"Bearer {scope}"})
+
+
+@pytest.mark.parametrize("uses", [5, 8, 50])
+def test_tokens_for_one_request_and_requests_side_by_side(
+    proxy: Proxy, tmp_path: Path, no_sleep: list[float], uses: int
+) -> None:
+    """A token that may only pull must not keep replacing the one with which the other layer is pushed."""
+    checkpoint = make_checkpoint(tmp_path / "ck")
+    for number in range(4):
+        shutil.copy(checkpoint / "checkpoint/core-1.img", checkpoint / f"volumes/{number}.tar")
+        with open(checkpoint / f"volumes/{number}.tar", "ab") as file:
+            file.write(os.urandom(2 << 20))
+    proxy.before = Narrow(proxy.host, uses, [])
+    image.push(checkpoint, ref(f"{proxy.host}/n/x:1"))
+    image.pull(ref(f"{proxy.host}/n/x:1"), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+
+
+def test_a_token_service_that_is_busy(
+    proxy: Proxy, checkpoint: Path, tmp_path: Path, no_sleep: list[float]
+) -> None:
+    """It is asked again as the registry is: a refusal is something else."""
+    proxy.before = Narrow(proxy.host, 50, [503, 429, 0])
+    image.push(checkpoint, ref(f"{proxy.host}/n/x:1"))
+    assert no_sleep[:2] == [3.0, 3.0] and len(no_sleep) == 3
+    proxy.before = Narrow(proxy.host, 50, [500] * 100)
+    with pytest.raises(RegistryError, match=r"the token service of .* answered 500"):
+        image.inspect(ref(f"{proxy.host}/n/x:1"))
 
 
 def test_credentials_by_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
