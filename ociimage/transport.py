@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # imported when a registry is asked: restores out of a store 
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 MAX_PAUSE = 30.0  # seconds, also for a Retry-After
+# where a registry is served that has another name in references and auth files
+SERVED = {"docker.io": "registry-1.docker.io"}
 _TLS_AS_PLAIN = "Client sent an HTTP request to an HTTPS server"
 sleep = time.sleep  # tests replace it
 
@@ -60,6 +62,7 @@ class Transport:
 
     def __init__(self, host: str, repository: str, options: RegistryOptions) -> None:
         self.host = host
+        self._served = SERVED.get(host, host)
         self.options = options
         self._loopback = is_loopback(host)
         self._insecure = options.insecure or self._loopback or is_insecure(host, repository)
@@ -93,7 +96,9 @@ class Transport:
         known = registries.certificates(self.host)
         session.mount("http://", Adapter(None))
         # with --ca-file or without verification it is the session that says whom to trust
-        session.mount(f"https://{self.host}/", Adapter(known.authorities if self._verify is True else None))
+        session.mount(
+            f"https://{self._served}/", Adapter(known.authorities if self._verify is True else None)
+        )
         session.mount("https://", Adapter(() if self._verify is True else None))
         if known.client:
             session.cert = (str(known.client[0]), str(known.client[1]))
@@ -112,7 +117,7 @@ class Transport:
         elif self.options.plain_http is None and self._insecure:
             schemes = ["http", "https"] if self._loopback else ["https", "http"]
         for scheme in schemes:
-            self.base = f"{scheme}://{self.host}"
+            self.base = f"{scheme}://{self._served}"
             self._auth = credentials.Authenticator(
                 self._session, scheme, self._verify, self._credentials, self._check_token
             )

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cryoci.errors import ConfigError, CryociError, RegistryError
-from cryoci.ociimage import credentials, image, reference
+from cryoci.errors import ConfigError, CryociError, NotFoundError, RegistryError
+from cryoci.ociimage import credentials, image, reference, transport
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.faults import drain
@@ -288,3 +288,26 @@ def test_credentials_stay_at_their_registry(proxy: Proxy, tmp_path: Path, checkp
     image.pull(ref(f"{proxy.host}/a/b:1"), tmp_path / "out", registry_options=options)
     assert len(seen) >= 3 and not any(seen)
     other.close()
+
+
+def test_dockers_registry_is_served_elsewhere(
+    proxy: Proxy, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docker.io is the name in references, and https://index.docker.io/v1/ the one under which docker logs in."""
+    monkeypatch.setattr(transport, "SERVED", {"docker.io": proxy.host})
+    seen: list[str | None] = []
+
+    def before(request: Request) -> bool:
+        seen.append(request.handler.headers.get("Authorization"))
+        wanted = {"WWW-Authenticate": 'Basic realm="x"'}
+        return not seen[-1] and request.answer(401, headers=wanted)
+
+    proxy.before = before
+    file = _auth_file(tmp_path, "https://index.docker.io/v1/", "u:p")
+    options = RegistryOptions(plain_http=True, auth_file=file)
+    image.push(checkpoint, ref("docker.io/team/c:1"), registry_options=options)
+    image.pull(ref("docker.io/team/c:1"), tmp_path / "out", registry_options=options)
+    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    assert seen[-1] == "Basic " + base64.b64encode(b"u:p").decode()
+    with pytest.raises(NotFoundError, match=r"docker\.io answered 404"):
+        image.inspect(ref("docker.io/team/c:2"), registry_options=options)
