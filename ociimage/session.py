@@ -43,11 +43,15 @@ class Session(requests.Session):
 class Adapter(requests.adapters.HTTPAdapter):
     """Connections that trust the authorities of this system and those of certs.d; requests itself knows neither.
 
-    With None they trust whom the session says, and nobody else.
+    With None they trust whom the session says, and nobody else. `client` is a certificate and its key, which are
+    shown on these connections alone: a session's would be shown wherever a registry redirects to.
     """
 
-    def __init__(self, authorities: tuple[Path, ...] | None) -> None:
+    def __init__(
+        self, authorities: tuple[Path, ...] | None, client: tuple[Path, Path] | None = None
+    ) -> None:
         self._authorities = authorities
+        self._client = (str(client[0]), str(client[1])) if client else None
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
         super().__init__(pool_maxsize=_POOL)
@@ -58,6 +62,8 @@ class Adapter(requests.adapters.HTTPAdapter):
                 if self._context is None:  # plain HTTP needs none, and reading them all takes its time
                     self._context = _trusting(self._authorities)
                     self.init_poolmanager(_POOL, _POOL)
+        if self._client is not None:
+            kwargs["cert"] = self._client
         return super().send(request, *args, **kwargs)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:

@@ -29,6 +29,7 @@ RETRIED = frozenset({429, 500, 502, 503, 504})
 MAX_PAUSE = 30.0  # seconds, also for a Retry-After
 # where a registry is served that has another name in references and auth files
 SERVED = {"docker.io": "registry-1.docker.io"}
+_OURS = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA")  # TLS alerts: our certificate is meant
 _TLS_AS_PLAIN = "Client sent an HTTP request to an HTTPS server"
 sleep = time.sleep  # tests replace it
 
@@ -96,12 +97,9 @@ class Transport:
         known = registries.certificates(self.host)
         session.mount("http://", Adapter(None))
         # with --ca-file or without verification it is the session that says whom to trust
-        session.mount(
-            f"https://{self._served}/", Adapter(known.authorities if self._verify is True else None)
-        )
+        own = known.authorities if self._verify is True else None
+        session.mount(f"https://{self._served}/", Adapter(own, known.client))
         session.mount("https://", Adapter(() if self._verify is True else None))
-        if known.client:
-            session.cert = (str(known.client[0]), str(known.client[1]))
         return session
 
     def connect(self) -> None:
@@ -263,6 +261,11 @@ class Transport:
             return RegistryError(
                 f"{self.host} speaks plain HTTP, not TLS",
                 hint="if that is meant so: --plain-http, or insecure = true in registries.conf",
+            )
+        if any(f"ALERT_{said}" in text for said in _OURS):
+            return RegistryError(
+                f"{self.host} wants to see a certificate of ours that it knows ({text})",
+                hint=f"put NAME.cert and NAME.key into /etc/containers/certs.d/{self.host}/",
             )
         return RegistryError(
             f"no trusted TLS connection to {self.host}: {text}",

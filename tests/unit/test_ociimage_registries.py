@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
 
 from cryoci.errors import ConfigError, IntegrityError, RegistryError, UsageError
 from cryoci.ociimage import contents, image, reference, registries, shelf, transport
@@ -193,8 +195,9 @@ def test_certificates_of_certs_d(
     with pytest.raises(RegistryError, match="no trusted TLS connection"):
         image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
     (place / "ca.crt").write_bytes((root / "server.pem").read_bytes())
-    with pytest.raises(RegistryError):  # the CA is right, and we have no certificate
+    with pytest.raises(RegistryError) as caught:  # the CA is right, and we have no certificate
         image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
+    assert f"certs.d/{host}" in (caught.value.hint or "")
     (place / "client.cert").write_bytes((root / "client.pem").read_bytes())
     with pytest.raises(ConfigError, match="has no key beside it"):
         image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
@@ -202,6 +205,18 @@ def test_certificates_of_certs_d(
     image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
     image.pull(ref(f"{host}/a/b:1"), tmp_path / "out", registry_options=options)
     assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    shown: list[object] = []
+
+    def note(self: HTTPAdapter, request: requests.PreparedRequest, **more: object) -> requests.Response:
+        shown.append(more["cert"])
+        return requests.Response()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HTTPAdapter, "send", note)
+        session = transport.Transport(host, "a/b", options)._session
+        for url in (f"https://{host}/v2/", "https://elsewhere.example/blob"):
+            session.get(url)
+    assert shown == [(f"{place}/client.cert", f"{place}/client.key"), None]
     (place / "ca.crt").write_text("rubbish")
     with pytest.raises(ConfigError, match="no certificate in PEM"):
         image.inspect(ref(f"{host}/a/b:1"), registry_options=options)
