@@ -53,8 +53,9 @@ def command(
     """Write the checkpoint SOURCE to TARGET.
 
     SOURCE is a checkpoint directory (./DIR) or an engine's archive (FILE.tar, also .gz and .zst), which are
-    packaged in one pass, without a scratch copy (an archive is first unpacked under $TMPDIR); or an image
-    (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), which is copied as it is, so that digests stay.
+    packaged in one pass, without a scratch copy (an archive is first unpacked, under $TMPDIR or
+    /var/lib/cryoci/tmp); or an image (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), which is copied as it is, so that
+    digests stay.
 
     TARGET is HOST/REPO:TAG in a registry, NAME in the local store, or oci:LAYOUT:NAME. It is tagged last and
     read back; after a failure nothing is tagged. containers-storage:NAME, made by buildah, is among the images of
@@ -156,16 +157,15 @@ def _annotations(words: tuple[str, ...]) -> dict[str, str]:
 
 @contextmanager
 def _directory(origin: DirectoryRef | ArchiveRef, progress: Progress | None) -> Iterator[Path]:
-    """The checkpoint directory; that of an archive lies under $TMPDIR for as long as the block runs."""
-    import tempfile
-
+    """The checkpoint directory; that of an archive lies in a scratch directory for as long as the block runs."""
+    from cryoci.files import scratch
     from cryoci.ociimage import image, reference
 
     if isinstance(origin, reference.DirectoryRef):
         yield origin.path
         return
-    with tempfile.TemporaryDirectory(prefix="cryoci-push.") as scratch:
-        yield image.pull(origin, Path(scratch) / "checkpoint", progress=progress).directory
+    with scratch("push.") as place:
+        yield image.pull(origin, place / "checkpoint", progress=progress).directory
 
 
 def _report(result: Any, *, as_json: bool, quiet: bool) -> None:
