@@ -43,7 +43,8 @@ def command(source: str, engine: str, target: Path, as_json: bool, quiet: bool, 
     """Write SOURCE (an archive, directory or image of any engine) as an archive of another engine.
 
     The CRIU images stay as they are; names, descriptions and the changes to the file system are put in the
-    other engine's words. What it has no place for is listed, and so is what had to be assumed.
+    other engine's words. What it has no place for is listed, and so is what had to be assumed. The node's policy
+    (/etc/cryoci/policy.toml) is asked first, as by `cryoci pull`: the other engine restores without asking it.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ def command(source: str, target: str, as_json: bool, quiet: bool, **where: Any) 
     """Copy the image SOURCE to TARGET, both NAME, oci:LAYOUT:NAME or HOST/REPO:TAG.
 
     Nothing is compressed again, so digests stay; blobs that TARGET has are skipped, every other is verified. A copy
-    that was killed goes on where it was.
+    that was killed goes on where it was. What comes to this node must pass its policy, as with `cryoci pull`.
 
     \b
     Examples:

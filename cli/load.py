@@ -20,7 +20,8 @@ from cryoci.cli import output
 def command(path: Path, target: str | None, as_json: bool, quiet: bool, **where: Any) -> None:
     """Take the images of FILE.tar (`cryoci save`, skopeo's and podman's oci-archive) into the local store.
 
-    With TARGET (NAME, oci:LAYOUT:NAME or HOST/REPO:TAG) its one image goes there. Every blob is verified.
+    With TARGET (NAME, oci:LAYOUT:NAME or HOST/REPO:TAG) its one image goes there. Every blob is verified. What stays
+    on this node must pass its policy: a file carries no signature, so a strict one needs a rule that accepts it.
 
     \b
     Examples:
