@@ -151,8 +151,8 @@ def test_a_nodes_own_keys(
     target = reference.parse(place)
     assert isinstance(target, RegistryRef)
     pushed = image.push(secret, target, encrypt_to=to)
-    own.mkdir()
     age.generate(own / "wrong")
+    assert own.stat().st_mode & 0o777 == 0o700
     with pytest.raises(TrustError, match="none of the given keys") as caught:
         fetch(place, tmp_path / "out", pod_namespace="team")
     assert "/etc/cryoci/decrypt" in (caught.value.hint or "") and not list(tmp_path.glob("*out*"))
