@@ -87,17 +87,17 @@ def main() -> None:
     load = os.getloadavg()[0]
     with Cluster(tag="bench") as cluster:
         node = cluster.start("bench", scratch_mib=14336)
-        raw = prepare(node, args)
+        raw = prepare(node, args.dir, args.size)
         node.sh(
             f"cryoci keygen --seal {WORK}/id >{WORK}/recipient && cd {WORK} && "
             "CRYOCI_KEY_PASSWORD=pw cryoci keygen k"
         )
-        pushed = measure(node, PUSHERS, args.rounds, empty=True)
+        pushed = measure(node, PUSHERS, args.rounds, f"{WORK}/registry", empty=True)
         for name, seal in (("plain", ""), ("signed", ""), ("sealed", SEAL), ("both", SEAL)):
             node.sh(f"cryoci push -q {CK} {seal} {REGISTRY}/bench/{name}:1", timeout=300)
             if name in ("signed", "both"):
                 node.sh(f"{SIGN}/bench/{name}:1")
-        pulled = measure(node, PULLERS, args.rounds, empty=False)
+        pulled = measure(node, PULLERS, args.rounds, f"{WORK}/out", empty=False)
         version = node.sh(
             "/opt/cryoci/bin/python -c 'import cryptography; print(cryptography.__version__)'"
         ).strip()

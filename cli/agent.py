@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output, secrets
+from cryoci.cli import output, sealing, secrets
 
 
 @click.command("agent", short_help="Push the checkpoints that this node's kubelet makes.")
@@ -59,6 +59,7 @@ from cryoci.cli import output, secrets
     envvar="CRYOCI_AGENT_LABEL_NODE",
     help="Label the node with its GPUs' chip and driver, by which restores are scheduled.",
 )
+@sealing.encrypt_option
 @output.metrics_option
 @output.registry_options
 def command(
@@ -72,6 +73,7 @@ def command(
     provenance: bool,
     node: str | None,
     label_node: bool,
+    encrypt_to: tuple[str, ...],
     **where: Any,
 ) -> None:
     """Watch the kubelet's checkpoint directory and push each archive to HOST/REPO:POD_NAMESPACE-CONTAINER-TIME.
@@ -83,6 +85,7 @@ def command(
     Examples:
       cryoci agent --to registry.example:5000/checkpoints --keep 1
       cryoci agent --to registry.example:5000/checkpoints --sign-key /keys/cosign.key --password-file /keys/password
+      cryoci agent --to registry.example:5000/checkpoints --encrypt-to age1...
     """
     import socket
 
@@ -113,6 +116,7 @@ def command(
         key=key,
         provenance=provenance,
         node=name,
+        encrypt_to=sealing.recipients(encrypt_to),
     )
     with unwinding():
         made = agent.Agent(options, click.echo, labeller, output.work(click.echo, output.terminal()))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import output, sealing
 
 
 @click.command("convert", short_help="Turn one engine's checkpoint into another's.")
@@ -35,6 +35,7 @@ from cryoci.cli import output
 @click.option("--base-id", metavar="ID", default="", help="Its id, which podman and CRI-O need.")
 @click.option("--base-digest", metavar="DIGEST", default="", help="Its manifest digest.")
 @click.option("--strict", is_flag=True, help="Fail when anything cannot be carried.")
+@sealing.decrypt_options
 @output.registry_options
 @output.json_option
 @output.quiet_option
@@ -42,7 +43,8 @@ def command(source: str, engine: str, target: Path, as_json: bool, quiet: bool, 
     """Write SOURCE (an archive, directory or image of any engine) as an archive of another engine.
 
     The CRIU images stay as they are; names, descriptions and the changes to the file system are put in the
-    other engine's words. What it has no place for is listed, and so is what had to be assumed.
+    other engine's words. What it has no place for is listed, and so is what had to be assumed. The node's policy
+    (/etc/cryoci/policy.toml) is asked first, as by `cryoci pull`: the other engine restores without asking it.
 
     \b
     Examples:
@@ -51,18 +53,28 @@ def command(source: str, engine: str, target: Path, as_json: bool, quiet: bool, 
       cryoci convert ./bare --to podman --base-image debian:13 --base-id 0123... -o bare.tar
       cryoci convert web.tar.zst --to ctr -o web.tar && ctr image import --all-platforms web.tar
     """
+    from contextlib import nullcontext
+
+    from cryoci.cli.signals import unwinding
     from cryoci.ociimage import reference
     from cryoci.ociimage.conversion import Wanted, convert_to_archive
+    from cryoci.ociimage.trust.policy import Gate
 
     base = (rest.pop("base_image"), rest.pop("base_id"), rest.pop("base_digest"))
     strict = rest.pop("strict")
-    with output.progress(quiet or as_json) as progress:
+    identities = sealing.identities(rest, node=True)
+    gate = Gate(reference.parse(source), output.options(**rest))
+    # what was decrypted lies in a scratch directory, which nothing that can be caught may leave on the disk
+    with unwinding() if identities else nullcontext(), output.progress(quiet or as_json) as progress:
         done = convert_to_archive(
-            reference.parse(source),
+            gate.ref,
             Wanted(engine, target, *base, strict=strict),
             progress=progress,
-            registry_options=output.options(**rest),
+            registry_options=gate.options,
+            gate=gate,
+            identities=identities,
         )
+    output.verdict(gate.verdict)
     if as_json:
         output.emit_json(done)
     elif quiet:

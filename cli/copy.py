@@ -20,7 +20,7 @@ def command(source: str, target: str, as_json: bool, quiet: bool, **where: Any) 
     """Copy the image SOURCE to TARGET, both NAME, oci:LAYOUT:NAME or HOST/REPO:TAG.
 
     Nothing is compressed again, so digests stay; blobs that TARGET has are skipped, every other is verified. A copy
-    that was killed goes on where it was.
+    that was killed goes on where it was. What comes to this node must pass its policy, as with `cryoci pull`.
 
     \b
     Examples:
@@ -29,6 +29,7 @@ def command(source: str, target: str, as_json: bool, quiet: bool, **where: Any) 
     """
     from cryoci.errors import UsageError
     from cryoci.ociimage import image, reference
+    from cryoci.ociimage.trust.policy import Gate
 
     places = []
     for text in (source, target):
@@ -38,8 +39,13 @@ def command(source: str, target: str, as_json: bool, quiet: bool, **where: Any) 
                 f"{text} is no image", hint="directories and archives: cryoci push, cryoci pull"
             )
         places.append(ref)
+    origin, goal = places
+    options = output.options(**where)
+    # what comes to this node is judged; who copies between registries leaves that to those who will use it
+    gate = Gate(origin, options) if isinstance(goal, reference.LayoutRef) else None
     with output.progress(quiet or as_json) as progress:
-        done = image.copy(*places, progress=progress, registry_options=output.options(**where))
+        done = image.copy(origin, goal, progress=progress, registry_options=options, gate=gate)
+    output.verdict(gate.verdict if gate else None)
     if as_json:
         output.emit_json(done)
     elif quiet:

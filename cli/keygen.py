@@ -26,6 +26,7 @@ def command(prefix: Path, seal: bool, password_file: Path | None) -> None:
     Examples:
       cryoci keygen prod                 prod.key and prod.pub, as `cosign generate-key-pair`
       cryoci keygen --seal node-b.txt    prints age1...
+      cryoci keygen --seal /etc/cryoci/decrypt/node-b     for this node, whoever restores on it
     """
     from cryoci.ociimage.trust import keys
 

@@ -63,7 +63,7 @@ def command(references: tuple[str, ...], as_json: bool, **rest: Any) -> None:
     from cryoci.ociimage import memparse, reference
 
     options = output.options(**{k: rest.pop(k) for k in ("plain_http", "tls_verify", "ca_file", "authfile")})
-    identities = sealing.identities(rest)
+    identities = sealing.identities(rest, node=True)
     wanted = memparse.Wanted(**rest)
     if wanted.target and len(references) > 1:
         raise UsageError("--output takes the memory of one checkpoint", hint="name one REF")

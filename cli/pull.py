@@ -53,7 +53,7 @@ def command(source: str, target: str | None, as_json: bool, quiet: bool, **where
             f"{source} is a directory already", hint="pull from HOST/REPO:TAG, NAME or FILE.tar"
         )
     goal = reference.parse(target) if target else _stored(origin, source)
-    identities = sealing.identities(where)
+    identities = sealing.identities(where, node=True)
     page = told.take(where)
     options = output.options(**where)
     gate = Gate(origin, options)

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--compression",
-    default="zstd:1",
-    show_default=True,
+    show_default="zstd:1",
     help="zstd:LEVEL, gzip:LEVEL (for old engines), none, or auto: as strong as the link is slow.",
 )
 @output.backend_option
@@ -44,7 +43,7 @@ def command(
     source: str,
     target: str,
     annotations: tuple[str, ...],
-    compression: str,
+    compression: str | None,
     backend: str,
     encrypt_to: tuple[str, ...],
     as_json: bool,
@@ -54,8 +53,9 @@ def command(
     """Write the checkpoint SOURCE to TARGET.
 
     SOURCE is a checkpoint directory (./DIR) or an engine's archive (FILE.tar, also .gz and .zst), which are
-    packaged in one pass, without a scratch copy (an archive is first unpacked under $TMPDIR); or an image
-    (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), which is copied as it is, so that digests stay.
+    packaged in one pass, without a scratch copy (an archive is first unpacked, under $TMPDIR or
+    /var/lib/cryoci/tmp); or an image (NAME, oci:LAYOUT:NAME, HOST/REPO:TAG), which is copied as it is, so that
+    digests stay.
 
     TARGET is HOST/REPO:TAG in a registry, NAME in the local store, or oci:LAYOUT:NAME. It is tagged last and
     read back; after a failure nothing is tagged. containers-storage:NAME, made by buildah, is among the images of
@@ -79,9 +79,9 @@ def command(
     page = told.take(where)
     title = f"cryoci push {source} {target}"
     if target.startswith(reference.STORAGE):
-        if encrypt_to or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
+        if encrypt_to or compression or isinstance(origin, (reference.LayoutRef, reference.RegistryRef)):
             raise UsageError(
-                f"{target} takes a directory or an archive, not encrypted",
+                f"{target} takes a directory or an archive, not encrypted and not compressed",
                 hint=f"pull {source} to a directory first",
             )
         with (
@@ -114,11 +114,16 @@ def command(
                 raise UsageError(
                     "annotations are fixed once an image exists", hint="push the directory with them"
                 )
-            if recipients:
-                raise UsageError(
-                    "an image that exists is copied as it is, not encrypted",
-                    hint="pull it to a directory and push that with --encrypt-to",
-                )
+            for option, given in (
+                ("--encrypt-to", recipients),
+                ("--compression", compression),
+                ("--backend", backend != "cryoci"),
+            ):
+                if given:
+                    raise UsageError(
+                        f"an image that exists is copied as it is: {option} is for directories and archives",
+                        hint=f"pull it to a directory and push that with {option}",
+                    )
             result = image.copy(origin, goal, progress=progress, registry_options=options)
         else:
             with _directory(origin, progress) as directory:
@@ -126,7 +131,7 @@ def command(
                     directory,
                     goal,
                     annotations=noted,
-                    compression=compression,
+                    compression=compression or "zstd:1",
                     progress=progress,
                     registry_options=options,
                     encrypt_to=recipients,
@@ -152,16 +157,15 @@ def _annotations(words: tuple[str, ...]) -> dict[str, str]:
 
 @contextmanager
 def _directory(origin: DirectoryRef | ArchiveRef, progress: Progress | None) -> Iterator[Path]:
-    """The checkpoint directory; that of an archive lies under $TMPDIR for as long as the block runs."""
-    import tempfile
-
+    """The checkpoint directory; that of an archive lies in a scratch directory for as long as the block runs."""
+    from cryoci.files import scratch
     from cryoci.ociimage import image, reference
 
     if isinstance(origin, reference.DirectoryRef):
         yield origin.path
         return
-    with tempfile.TemporaryDirectory(prefix="cryoci-push.") as scratch:
-        yield image.pull(origin, Path(scratch) / "checkpoint", progress=progress).directory
+    with scratch("push.") as place:
+        yield image.pull(origin, place / "checkpoint", progress=progress).directory
 
 
 def _report(result: Any, *, as_json: bool, quiet: bool) -> None:

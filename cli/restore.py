@@ -99,7 +99,7 @@ def command(ref: str, detach: bool, as_json: bool, quiet: bool, **rest: Any) -> 
         hooks=app_options.take(rest),
         settled=settle if detach else lambda: None,
     )
-    identities = sealing.identities(rest)
+    identities = sealing.identities(rest, node=True)
     source = reference.parse(ref)
     pulled = None
     gate = Gate(source, output.options(**registry))

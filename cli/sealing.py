@@ -36,7 +36,8 @@ def decrypt_options(command: F) -> F:
             multiple=True,
             metavar="FILE",
             type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
-            help="Open an encrypted image with this age identity or RSA key (0600; - is stdin); repeatable.",
+            help="Open an encrypted image with this age identity or RSA key (0600; - is stdin); repeatable. "
+            "Who restores or unpacks needs none if it is in /etc/cryoci/decrypt/.",
         ),
     ):
         command = option(command)
@@ -52,11 +53,18 @@ def recipients(words: tuple[str, ...]) -> Recipients | None:
     return Recipients.parse(words)
 
 
-def identities(values: dict[str, Any]) -> Identities | None:
-    """The Identities of `decrypt_options`, whose values are taken out of `values`; None when none is given."""
+def identities(values: dict[str, Any], *, node: bool = False) -> Identities | None:
+    """The Identities of `decrypt_options`, whose values are taken out of `values`; None when none is given.
+
+    With `node` this node's own keys are taken then.
+    """
     files, command = values.pop("decrypt_key"), values.pop("decrypt_command")
     if not files and command is None:
-        return None
+        if not node:
+            return None
+        from cryoci.ociimage.seal import node as here
+
+        return here.identities()
     from cryoci.ociimage.seal.keyring import Identities
 
     return Identities.load(files, command)

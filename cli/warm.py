@@ -64,6 +64,7 @@ def command(
     """
     from cryoci.errors import UsageError
     from cryoci.ociimage import reference
+    from cryoci.ociimage.trust.policy import Gate
     from cryoci.shim.criu.options import parse_size
     from cryoci.uses import warm, warm_memory, warm_unpacked
 
@@ -89,12 +90,16 @@ def command(
     done = []
     with output.progress(quiet or as_json) as progress:
         for ref in refs:
+            gate = Gate(
+                ref, options
+            )  # what is in memory is known by its registry's name, and judged at the restore
             if place == "tmpfs":
                 done.append(warm.hold(ref, most, progress=progress, registry_options=options))
             elif place == "unpacked":
-                done.append(warm.unpack(ref, progress=progress, registry_options=options))
+                done.append(warm.unpack(ref, progress=progress, registry_options=options, gate=gate))
             else:
-                done.append(warm.warm(ref, progress=progress, registry_options=options))
+                done.append(warm.warm(ref, progress=progress, registry_options=options, gate=gate))
+            output.verdict(gate.verdict)
             if quiet:
                 click.echo(done[-1].name)
             elif not as_json:

@@ -84,10 +84,11 @@ def scratch(prefix: str) -> Iterator[Path]:
     """A private directory for the time of a with block: below $TMPDIR, else below /var/lib/cryoci/tmp.
 
     Not /tmp: it is often memory, and a checkpoint is as large as the memory of its container. What killed
-    processes have left in the latter, which is cryoci's alone, goes at the next call.
+    processes have left in the latter, which is cryoci's alone, goes at the next call. Whoever is not root has no
+    other place than the system's.
     """
     own = _SCRATCH
-    base = Path(os.environ.get("TMPDIR") or own)
+    base = Path(os.environ.get("TMPDIR") or (own if os.geteuid() == 0 else tempfile.gettempdir()))
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         with _locked(own) if base == own else nullcontext():  # nobody sweeps what is not locked yet

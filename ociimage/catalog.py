@@ -114,28 +114,35 @@ def list_images(
         if isinstance(ref, LayoutRef) and not ref.path.exists():
             return []
         raise
+    return [summary for summary, _ in listed(store)]
+
+
+def listed(store: Layout | Registry) -> list[tuple[ImageSummary, Mapping[str, int]]]:
+    """The images of a store as `list_images` has them, each with its blobs: their digests and sizes."""
     return [_summary(store, name) for name in store.names() if not referrers.is_referrer_tag(name)]
 
 
-def _summary(store: Layout | Registry, name: str) -> ImageSummary:
+def _summary(store: Layout | Registry, name: str) -> tuple[ImageSummary, Mapping[str, int]]:
     try:
         found = stores.resolve(store, name)
     except CryociError as e:
-        return ImageSummary(name, "", problem=e.message)
+        return ImageSummary(name, "", problem=e.message), {}
     noted = {**(found.index.annotations if found.index else {}), **found.manifest.annotations}
     facts = families.read(noted)
     problem = "" if families.is_checkpoint(noted) else "not a checkpoint"
-    return ImageSummary(
+    parts = (found.manifest.config, *found.manifest.layers)
+    summary = ImageSummary(
         name,
         found.top.digest,
         noted.get(families.CREATED, ""),
-        found.manifest.config.size + sum(layer.size for layer in found.manifest.layers),
+        sum(part.size for part in parts),
         families.number(noted.get(families.RAW_SIZE)),
         facts.get("engine.name", ""),
         facts.get("container.name", ""),
         facts.get("image.name", ""),
         problem,
     )
+    return summary, {part.digest: part.size for part in parts}
 
 
 def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]:

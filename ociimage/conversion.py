@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryoci import files
 from cryoci.errors import ConflictError, ImageError, UnsupportedError, UsageError
@@ -17,6 +18,10 @@ from cryoci.ociimage.export import export
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.reference import ArchiveRef, DirectoryRef, Reference
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.ociimage.unpack import Gate
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities
 
 CTR = "ctr"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -63,17 +68,20 @@ def convert_to_archive(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
+    identities: Identities | None = None,
 ) -> Written:
     """Write `source` for another engine; what was written is read back and checked as that engine would.
 
-    Raises what `pull` raises, UsageError without a needed base image, UnsupportedError with `strict` when
-    something is lost, ConflictError when the file exists.
+    `gate` and `identities` are as in `unpack.pull`. Raises what `pull` raises, UsageError without a needed base
+    image, UnsupportedError with `strict` when something is lost, ConflictError when the file exists.
     """
     base = wanted.base
     dialect = dialects.of("containerd" if wanted.engine == CTR else wanted.engine)
     if wanted.path.exists():
         raise ConflictError(f"{wanted.path} exists", hint="name another file, or remove it")
-    with _directory(source, progress, registry_options) as directory, files.scratch("convert.") as place:
+    fetched = _directory(source, progress, registry_options, gate, identities)
+    with fetched as directory, files.scratch("convert.") as place:
         model = dialects.read(directory)
         bundled = wanted.engine == CTR
         done = convert.convert(model, dialect, place / "converted", base=base, bundled=bundled)
@@ -103,13 +111,24 @@ def _write_ctr(
 
 @contextmanager
 def _directory(
-    source: Reference, progress: Progress | None, registry_options: RegistryOptions | None
+    source: Reference,
+    progress: Progress | None,
+    registry_options: RegistryOptions | None,
+    gate: Gate | None,
+    identities: Identities | None,
 ) -> Iterator[Path]:
     """The checkpoint directory of a reference, in a scratch place unless it is one already."""
     if isinstance(source, DirectoryRef):
+        if gate is not None:
+            gate(None, None)
         yield source.path
         return
     with files.scratch("convert-from.") as place:
         yield unpack.pull(
-            source, place / "checkpoint", progress=progress, registry_options=registry_options
+            source,
+            place / "checkpoint",
+            progress=progress,
+            registry_options=registry_options,
+            gate=gate,
+            identities=identities,
         ).directory

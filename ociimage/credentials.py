@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import requests
 
 MAX_FILE = 4 << 20  # bytes of an auth file
+_TOKEN_USER = "<token>"  # docker-credential-helpers: what follows is an identity token, no password
 _DOCKER_HUB = "https://index.docker.io/v1/"
 
 
@@ -118,24 +120,38 @@ def _helper(value: dict[str, Any], key: str) -> Credentials | None:
         return None
     from oras.auth.token import TokenAuth
 
+    source = f"docker-credential-{name}"
     try:
         basic = TokenAuth()._get_auth_from_creds_store(name, key)
+        user, _, secret = base64.b64decode(basic or "").decode().partition(":")
     except (KeyError, ValueError) as e:
-        raise ConfigError(f"docker-credential-{name} gave no credentials for {key}: {e}") from e
-    return Credentials(basic, "", f"docker-credential-{name}") if basic else None
+        raise ConfigError(f"{source} gave no credentials for {key}: {e}") from e
+    if user == _TOKEN_USER:
+        return Credentials("", secret, source)
+    return Credentials(basic, "", source) if basic else None
 
 
 class Authenticator:
-    """Answers a registry's challenges; `header` is what requests to it carry."""
+    """Answers a registry's challenges; `header` is what requests to it carry.
+
+    `check` is given each answer of a token service, to raise what is worth another try.
+    """
 
     def __init__(
-        self, session: requests.Session, scheme: str, verify: bool | str, credentials: Credentials
+        self,
+        session: requests.Session,
+        scheme: str,
+        verify: bool | str,
+        credentials: Credentials,
+        check: Callable[[requests.Response], None],
     ) -> None:
         self.credentials = credentials
         self.header: str | None = None
         self._session = session
         self._scheme = scheme
         self._verify = verify
+        self._check = check
+        self._actions: dict[str, set[str]] = {}  # that were wanted so far, by resource
 
     def answer(self, response: requests.Response) -> bool:
         """Take up the challenge of a 401; False when we have nothing (more) to offer."""
@@ -160,6 +176,7 @@ class Authenticator:
         from oras.auth.utils import parse_auth_header
 
         wanted = parse_auth_header(challenge)
+        wanted.scope = self._wider(wanted.scope or "")
         realm = wanted.realm or ""
         has_secret = bool(self.credentials.basic or self.credentials.identity_token)
         if self._scheme == "https" and has_secret and realm.startswith("http://"):
@@ -171,12 +188,33 @@ class Authenticator:
             form = {"grant_type": "refresh_token", "refresh_token": self.credentials.identity_token}
             form |= {"service": wanted.service or "", "scope": wanted.scope or "", "client_id": "cryoci"}
             answer = self._session.post(realm, data=form)
+            self._check(answer)
             value = answer.json() if answer.status_code == 200 else {}
             token = value.get("access_token") or value.get("token")
         else:
             service = TokenAuth()
-            service.session, service.prefix, service._tls_verify = self._session, self._scheme, self._verify
+            service.session, service.prefix, service._tls_verify = self, self._scheme, self._verify
             if self.credentials.basic:
                 service._basic_auth = self.credentials.basic
             token = service.request_token(wanted)
         return token if isinstance(token, str) and token else None
+
+    def get(self, url: str, **more: Any) -> requests.Response:
+        """The request of TokenAuth, which takes any failure for a refusal."""
+        answer = self._session.get(url, **more)
+        self._check(answer)
+        return answer
+
+    def _wider(self, scope: str) -> str:
+        """`scope` with what was wanted of the same resources before.
+
+        Registries ask for no more than the one request needs, and requests of another kind run beside it: each would
+        replace the other's token.
+        """
+        known = []
+        for part in scope.split():
+            resource, _, actions = part.rpartition(":")
+            wanted = self._actions.setdefault(resource, set())
+            wanted.update(actions.split(","))
+            known.append(f"{resource}:{','.join(sorted(wanted))}")
+        return " ".join(known)

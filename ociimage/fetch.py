@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cryoci.errors import RestoreError
 from cryoci.ociimage import archive, reference, unpack
+from cryoci.ociimage.seal import node
 from cryoci.ociimage.transport import RegistryOptions
 from cryoci.ociimage.trust.policy import Gate
 
@@ -39,8 +40,9 @@ def fetch(
 ) -> Fetched:
     """Make `text` (a reference) a checked directory: `directory`, or its own where it is one already.
 
-    `pod_namespace` says that a pod of that Kubernetes namespace asks. Raises RestoreError for what a pod may
-    not have, TrustError for what the node's policy refuses, and what `unpack.pull` and `archive.validate` raise.
+    What is encrypted is opened with this node's keys (seal/node.py). `pod_namespace` says that a pod of that
+    Kubernetes namespace asks. Raises RestoreError for what a pod may not have, TrustError for what the node's policy
+    refuses, and what `unpack.pull` and `archive.validate` raise.
     """
     source = reference.parse(text)
     if pod_namespace is not None:
@@ -50,7 +52,9 @@ def fetch(
         gate(None, None)
         own = archive.validate(source.path.resolve())
         return Fetched(own.path, "", own.facts, _warning(gate))
-    pulled = unpack.pull(source, directory, registry_options=gate.options, gate=gate)
+    pulled = unpack.pull(
+        source, directory, registry_options=gate.options, gate=gate, identities=node.identities()
+    )
     facts = pulled.checkpoint.facts
     if isinstance(source, reference.ArchiveRef) and pod_namespace is not None:
         made_in = facts.get("pod.namespace", "")

@@ -73,7 +73,7 @@ class Journal:
         line = json.dumps(value).encode()
         with self._lock:
             self._take(line)
-            os.write(self._fd, line + b"\n")
+            _append(self._fd, line + b"\n")
 
 
 @contextmanager
@@ -109,8 +109,15 @@ def _read(fd: int) -> bytes:
     while len(data) < MAX_JOURNAL and (more := os.read(fd, MAX_JOURNAL - len(data))):
         data += more
     if data and not data.endswith(b"\n"):
-        os.write(fd, b"\n")
+        _append(fd, b"\n")
     return data
+
+
+def _append(fd: int, data: bytes) -> None:
+    try:
+        os.write(fd, data)
+    except OSError:
+        pass  # a full disk costs what this would have spared, not the push
 
 
 def _sweep(base: Path) -> None:

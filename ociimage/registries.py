@@ -2,11 +2,13 @@
 """What this host says about registries: containers-registries.conf(5) and containers-certs.d(5).
 
 insecure, blocked, location and mirrors (with pull-from-mirror and mirror-by-digest-only), the longest prefix first;
-a CA and a client certificate per HOST[:PORT]. As in podman, mirrors and other locations serve pulls only.
+a CA and a client certificate per HOST[:PORT]. As in podman, mirrors and other locations serve pulls only, and what a
+user has in ~/.config/containers comes before what the host has.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from cryoci.ociimage.reference import RegistryRef
 
 CONF = Path("/etc/containers/registries.conf")
 CERTIFICATES = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+_OWN = ".config/containers"  # below $HOME
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Entry:
     insecure: bool = False
     blocked: bool = False
     digest_only: bool = False
+    source: Path = CONF
     mirrors: tuple[dict[str, Any], ...] = ()
 
 
@@ -51,8 +55,7 @@ class Certificates:
 def find(host: str, repository: str, conf: Path | None = None) -> Entry:
     """What registries.conf says of host/repository. Raises ConfigError for a file that is broken."""
     best = Entry()
-    conf = conf or CONF
-    for path in [conf, *sorted(Path(f"{conf}.d").glob("*.conf"))]:
+    for path in _files() if conf is None else [conf, *_more(conf)]:
         try:
             tables = tomllib.loads(path.read_text()).get("registry", [])
         except FileNotFoundError:
@@ -60,7 +63,7 @@ def find(host: str, repository: str, conf: Path | None = None) -> Entry:
         except (OSError, ValueError) as e:
             raise ConfigError(f"cannot read {path}: {e}", hint="repair it") from e
         for table in tables if isinstance(tables, list) else []:
-            entry = _entry(table) if isinstance(table, dict) else Entry()
+            entry = _entry(table, path) if isinstance(table, dict) else Entry()
             if (
                 entry.prefix
                 and _fits(entry.prefix, host, repository)
@@ -68,6 +71,18 @@ def find(host: str, repository: str, conf: Path | None = None) -> Entry:
             ):
                 best = entry
     return best
+
+
+def _files() -> list[Path]:
+    """What is read, in order: a user's own file stands for the host's and its drop-ins."""
+    own = Path(os.environ.get("HOME") or "/nonexistent", _OWN, CONF.name)
+    if named := os.environ.get("CONTAINERS_REGISTRIES_CONF"):
+        return [Path(named), *_more(CONF), *_more(own)]
+    return [own, *_more(own)] if own.exists() else [CONF, *_more(CONF), *_more(own)]
+
+
+def _more(conf: Path) -> list[Path]:
+    return sorted(Path(f"{conf}.d").glob("*.conf"))
 
 
 def sources(ref: RegistryRef, conf: Path | None = None) -> list[Source]:
@@ -81,9 +96,9 @@ def sources(ref: RegistryRef, conf: Path | None = None) -> list[Source]:
     for mirror in entry.mirrors:
         kind = str(mirror.get("pull-from-mirror") or ("digest-only" if entry.digest_only else "all"))
         if kind == "all" or (kind == "digest-only") == (ref.digest is not None):
-            place = _moved(ref, entry.prefix, str(mirror.get("location") or ""))
+            place = _moved(ref, entry, str(mirror.get("location") or ""))
             found.append(Source(place, mirror.get("insecure") is True))
-    place = _moved(ref, entry.prefix, entry.location) if entry.location else ref
+    place = _moved(ref, entry, entry.location) if entry.location else ref
     return [*found, Source(place, entry.insecure)]
 
 
@@ -92,13 +107,15 @@ def check(ref: RegistryRef, conf: Path | None = None) -> None:
     entry = find(ref.host, ref.repository, conf)
     if entry.blocked:
         raise UsageError(
-            f"{ref.host}/{ref.repository} is blocked", hint=f"see [[registry]] {entry.prefix} in {CONF}"
+            f"{ref.host}/{ref.repository} is blocked",
+            hint=f"see [[registry]] {entry.prefix} in {entry.source}",
         )
 
 
 def certificates(host: str) -> Certificates:
     """The files of certs.d for HOST[:PORT]. Raises ConfigError for a certificate without its key."""
-    for base in CERTIFICATES:
+    home = os.environ.get("HOME")
+    for base in ((Path(home, _OWN, "certs.d"),) if home else ()) + CERTIFICATES:
         directory = base / host
         if not directory.is_dir():
             continue
@@ -112,7 +129,7 @@ def certificates(host: str) -> Certificates:
     return Certificates()
 
 
-def _entry(table: dict[str, Any]) -> Entry:
+def _entry(table: dict[str, Any], source: Path) -> Entry:
     location = str(table.get("location") or "")
     mirrors = table.get("mirror")
     return Entry(
@@ -121,6 +138,7 @@ def _entry(table: dict[str, Any]) -> Entry:
         table.get("insecure") is True,
         table.get("blocked") is True,
         table.get("mirror-by-digest-only") is True,
+        source,
         tuple(m for m in mirrors if isinstance(m, dict)) if isinstance(mirrors, list) else (),
     )
 
@@ -132,14 +150,15 @@ def _fits(prefix: str, host: str, repository: str) -> bool:
     return name.startswith(f"{prefix}/")
 
 
-def _moved(ref: RegistryRef, prefix: str, location: str) -> RegistryRef:
-    """`ref` with its prefix replaced by `location`."""
+def _moved(ref: RegistryRef, entry: Entry, location: str) -> RegistryRef:
+    """`ref` with the prefix of `entry` replaced by `location`."""
+    prefix = entry.prefix
     rest = "" if prefix.startswith("*.") else f"{ref.host}/{ref.repository}"[len(prefix) :]
     text = f"{location}{rest or f'/{ref.repository}' * prefix.startswith('*.')}"
     text += (f":{ref.tag}" if ref.tag else "") + (f"@{ref.digest}" if ref.digest else "")
     try:
         found = reference.parse(f"docker://{text}")
     except UsageError as e:
-        raise ConfigError(f"location {location!r} in {CONF} leads to no repository: {text}") from e
+        raise ConfigError(f"location {location!r} in {entry.source} leads to no repository: {text}") from e
     assert isinstance(found, RegistryRef)
     return found

@@ -181,7 +181,7 @@ class Registry:
             tries += 1
             if tries >= self.transport.options.attempts:
                 raise RegistryError(f"{what}: broke off at byte {offset}: {reason}", hint="try again later")
-            transport.sleep(0.5 * 2**tries)
+            transport.wait(tries + 1)
 
     # images
 
@@ -223,7 +223,7 @@ class Registry:
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
                 if not left:
                     raise RegistryError(f"{what}: it broke off: {e}", hint="try again later") from e
-                transport.sleep(0.5)
+                transport.wait(self.transport.options.attempts - left)
                 continue
             finally:
                 answer.close()

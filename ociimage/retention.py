@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +20,7 @@ from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 
+_KEPT = "kept"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -62,28 +63,32 @@ class Collected:
 
 
 def judge(
-    images: Sequence[ImageSummary], policy: Policy, *, pinned: frozenset[str], now: datetime
+    images: Sequence[ImageSummary],
+    policy: Policy,
+    *,
+    pinned: frozenset[str],
+    now: datetime,
+    parts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Verdict]:
     """Decide about each image, newest first. What cannot be read, or has no time, stays.
 
-    Tags of one digest are one image: it goes only when each of its names may go.
+    Tags of one digest are one image: it goes only when each of its names may go. `parts` has the blobs of each image
+    by its digest, and their sizes, since those that images share take their space once.
     """
     held = {
         i.digest for i in images if i.name in pinned or any(fnmatch.fnmatch(i.name, p) for p in policy.pins)
     }
     order = sorted(images, key=lambda i: (_when(i) or now, i.name), reverse=True)
     seen: dict[str, list[str]] = {}
-    kept: set[str] = set()
-    bytes_kept = 0
-    result = []
+    space = _Space(parts or {})
+    found: list[tuple[ImageSummary, bool, str]] = []
     for image in order:
         when = _when(image)
         mates = seen.setdefault(image.container_name, [])
         if image.digest not in mates:
             mates.append(image.digest)
         place = mates.index(image.digest)
-        size = 0 if image.digest in kept else image.size
-        goes, why = False, "kept"
+        goes, why = False, _KEPT
         if image.problem or when is None:
             why = image.problem or "kept: it does not say when it was made"
         elif image.digest in held:
@@ -97,15 +102,39 @@ def judge(
             why = "kept: the newest of its container"
         elif policy.age is not None and now - when > policy.age:
             goes, why = True, f"older than {policy.age}"
-        elif policy.size is not None and bytes_kept + size > policy.size:
+        if not goes and why != _KEPT:
+            space.take(image)  # what stays whatever its size takes its space first
+        found.append((image, goes, why))
+    result = []
+    for image, goes, why in found:
+        if policy.size is not None and why == _KEPT and space.used + space.more(image) > policy.size:
             goes, why = True, f"over {policy.size} bytes in all"
         if not goes:
-            kept.add(image.digest)
-            bytes_kept += size
+            space.take(image)
         result.append(
             Verdict(image.name, image.digest, image.container_name, image.created, image.size, goes, why)
         )
     return result
+
+
+class _Space:
+    """What the images that stay take: each blob once."""
+
+    def __init__(self, parts: Mapping[str, Mapping[str, int]]) -> None:
+        self._parts = parts
+        self._there: set[str] = set()
+        self.used = 0
+
+    def _of(self, image: ImageSummary) -> Mapping[str, int]:
+        return self._parts.get(image.digest) or {image.digest: image.size}
+
+    def more(self, image: ImageSummary) -> int:
+        """The bytes that it would add."""
+        return sum(size for digest, size in self._of(image).items() if digest not in self._there)
+
+    def take(self, image: ImageSummary) -> None:
+        self.used += self.more(image)
+        self._there.update(self._of(image))
 
 
 def collect(
@@ -125,8 +154,9 @@ def collect(
         raise UsageError(f"cannot keep the last {policy.last} images", hint="give 0 or more")
     store = stores.open_store(ref, registry_options)
     pinned = frozenset(store.pins()) if isinstance(store, Layout) else frozenset[str]()
-    images = catalog.list_images(ref, registry_options=registry_options)
-    verdicts = judge(images, policy, pinned=pinned, now=now or datetime.now(UTC))
+    listed = catalog.listed(store)
+    images, parts = [image for image, _ in listed], {image.digest: blobs for image, blobs in listed}
+    verdicts = judge(images, policy, pinned=pinned, now=now or datetime.now(UTC), parts=parts)
     if dry:
         return Collected(str(ref), tuple(verdicts), 0, dry)
     for digest in dict.fromkeys(v.digest for v in verdicts if v.goes):

@@ -16,6 +16,7 @@ from cryoci.ociimage.manifest import INDEX_TYPES, MAX_MANIFEST, Index, Manifest
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.reference import ArchiveRef, LayoutRef, RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.ociimage.unpack import Gate
 
 MAX_LISTED = 10_000  # archives of one directory
 # kubelet: checkpoint-<pod>_<namespace>-<container>-<RFC 3339>.tar; names of Kubernetes hold no underscore
@@ -106,7 +107,7 @@ def save(
     registry_options: RegistryOptions | None = None,
 ) -> Saved:
     """Write an image to one file that `load`, skopeo, podman and containerd read; digests stay."""
-    store = stores.open_store(ref, registry_options)
+    store = stores.open_source(ref, registry_options)
     name = stores.source_name(ref, store)
     digest = store.get_manifest(name).digest
     known = (
@@ -124,11 +125,15 @@ def load(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
 ) -> list[Tagged]:
     """Load the images of an archive into the local store under their names, or its one image to `target`.
 
-    Raises NotFoundError, ImageError, IntegrityError, UsageError for several images and one target.
+    `gate` is as in `unpack.pull`. Raises NotFoundError, ImageError, IntegrityError, TrustError, UsageError for several
+    images and one target.
     """
+    if gate is not None:
+        gate(None, None)
     with ociarchive.scratch_layout() as scratch:
         with scratch.session():
             found = ociarchive.load(path, scratch, progress=progress)

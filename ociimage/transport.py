@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # imported when a registry is asked: restores out of a store 
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 MAX_PAUSE = 30.0  # seconds, also for a Retry-After
+# where a registry is served that has another name in references and auth files
+SERVED = {"docker.io": "registry-1.docker.io"}
+_OURS = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "UNKNOWN_CA")  # TLS alerts: our certificate is meant
 _TLS_AS_PLAIN = "Client sent an HTTP request to an HTTPS server"
 sleep = time.sleep  # tests replace it
 
@@ -60,6 +63,7 @@ class Transport:
 
     def __init__(self, host: str, repository: str, options: RegistryOptions) -> None:
         self.host = host
+        self._served = SERVED.get(host, host)
         self.options = options
         self._loopback = is_loopback(host)
         self._insecure = options.insecure or self._loopback or is_insecure(host, repository)
@@ -91,11 +95,11 @@ class Transport:
         if self._loopback:
             session.trust_env = False  # a proxy cannot reach our loopback
         known = registries.certificates(self.host)
-        session.mount("http://", Adapter(()))
-        session.mount(f"https://{self.host}/", Adapter(known.authorities))
-        session.mount("https://", Adapter(()))
-        if known.client:
-            session.cert = (str(known.client[0]), str(known.client[1]))
+        session.mount("http://", Adapter(None))
+        # with --ca-file or without verification it is the session that says whom to trust
+        own = known.authorities if self._verify is True else None
+        session.mount(f"https://{self._served}/", Adapter(own, known.client))
+        session.mount("https://", Adapter(() if self._verify is True else None))
         return session
 
     def connect(self) -> None:
@@ -111,8 +115,10 @@ class Transport:
         elif self.options.plain_http is None and self._insecure:
             schemes = ["http", "https"] if self._loopback else ["https", "http"]
         for scheme in schemes:
-            self.base = f"{scheme}://{self.host}"
-            self._auth = credentials.Authenticator(self._session, scheme, self._verify, self._credentials)
+            self.base = f"{scheme}://{self._served}"
+            self._auth = credentials.Authenticator(
+                self._session, scheme, self._verify, self._credentials, self._check_token
+            )
             try:
                 answer = self._ping()
             except RegistryError:
@@ -132,10 +138,10 @@ class Transport:
         for attempt in (1, 2):
             try:
                 return self._once("GET", f"{self.base}/v2/", {}, None, False)
-            except LostError:
+            except LostError as e:
                 if attempt == 2:
                     raise
-                sleep(0.5)
+                wait(attempt, e)
         raise AssertionError
 
     def request(
@@ -163,17 +169,19 @@ class Transport:
             url += ("&" if "?" in url else "?") + urlencode(params)
         replayable = data is None or isinstance(data, bytes)
         left = attempts or (self.options.attempts if replayable else 1)
-        challenged = False
-        pause = 0.5
+        challenges = 0
+        tries = 0
         while True:
             left -= 1
+            tries += 1
             try:
                 used = self._auth.header if self._auth else None
                 answer = self._once(method, url, headers or {}, data, stream)
                 if answer.status_code in ok:
                     return answer
-                if answer.status_code == 401 and not challenged and self._answer(answer, used):
-                    challenged = True
+                # twice: the first time it may be another request's token that is tried
+                if answer.status_code == 401 and challenges < 2 and self._answer(answer, used):
+                    challenges += 1
                     if replayable:
                         left += 1
                         answer.close()
@@ -183,8 +191,7 @@ class Transport:
             except LostError as e:
                 if left <= 0:
                     raise
-                sleep(min(MAX_PAUSE, e.pause if e.pause is not None else pause * random.uniform(0.5, 1.5)))
-                pause *= 2
+                wait(tries, e)
 
     def trusted(self, location: str) -> str:
         """An absolute upload location; refuses one that leaves encryption behind."""
@@ -204,8 +211,19 @@ class Transport:
             with self._login:
                 # another thread may have been through this while our request was on its way
                 return self._auth.header != used or self._auth.answer(response)
+        except requests.exceptions.SSLError as e:
+            raise self._tls_failure(e) from e
+        except (requests.ConnectionError, requests.Timeout) as e:
+            message = f"the token service of {self.host} did not answer: {_reason(e)}"
+            raise LostError(message, None, None) from e
         except (requests.RequestException, ValueError) as e:
-            raise RegistryError(f"the token service of {self.host} did not answer: {e}") from e
+            raise RegistryError(f"the token service of {self.host} gave no token: {e}") from e
+
+    def _check_token(self, answer: requests.Response) -> None:
+        """Raise LostError for what a token service may answer otherwise the next time."""
+        if answer.status_code in RETRIED:
+            message = f"the token service of {self.host} answered {answer.status_code}"
+            raise LostError(message, answer.status_code, _retry_after(answer))
 
     def _once(
         self,
@@ -244,6 +262,11 @@ class Transport:
                 f"{self.host} speaks plain HTTP, not TLS",
                 hint="if that is meant so: --plain-http, or insecure = true in registries.conf",
             )
+        if any(f"ALERT_{said}" in text for said in _OURS):
+            return RegistryError(
+                f"{self.host} wants to see a certificate of ours that it knows ({text})",
+                hint=f"put NAME.cert and NAME.key into /etc/containers/certs.d/{self.host}/",
+            )
         return RegistryError(
             f"no trusted TLS connection to {self.host}: {text}",
             hint="give its CA with --ca-file, or install it on this host",
@@ -276,6 +299,17 @@ class Transport:
                 message, hint="the registry does not allow this (deletion is off by default)"
             )
         return RegistryError(message)
+
+
+def wait(tries: int, lost: LostError | None = None) -> None:
+    """The pause after `tries` tries: what the registry asked for, else one that grows; MAX_PAUSE seconds at most.
+
+    It is jittered, so that the nodes whose registry came back do not all ask at once.
+    """
+    if lost is not None and lost.pause is not None:
+        sleep(min(MAX_PAUSE, lost.pause))
+    else:
+        sleep(min(MAX_PAUSE, 0.5 * 2 ** (tries - 1) * random.uniform(0.5, 1.5)))
 
 
 def is_loopback(host: str) -> bool:

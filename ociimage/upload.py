@@ -81,7 +81,7 @@ class Upload:
                     if self._journal is None:
                         self._cancel(url)
                     raise
-                transport.sleep(e.pause if e.pause is not None else 0.5 * 2 ** (tries - 1))
+                transport.wait(tries, e)
                 sent += max(0, self._size - offset)
                 url, offset = self._resume(url)
             except (RegistryError, NotFoundError):
@@ -113,7 +113,7 @@ class Upload:
             except LostError as e:
                 if attempt == self._http.options.attempts - 1:
                     raise
-                transport.sleep(e.pause if e.pause is not None else 0.5 * 2**attempt)
+                transport.wait(attempt + 1, e)
         raise AssertionError
 
     def _begin(self) -> str:

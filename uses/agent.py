@@ -29,6 +29,7 @@ from cryoci.uses import kubelet_archive
 from cryoci.uses.metrics import Metric
 
 if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Recipients
     from cryoci.ociimage.trust.keys import SigningKey
     from cryoci.uses.node_labels import Labeller
 
@@ -41,7 +42,8 @@ class Options:
     """`to` is HOST/REPO; `keep` archives of each container stay on the node after their push (None: all).
 
     An archive is complete when it has not changed for `settle` seconds. Archives are looked for every `period`. With
-    `key` each image is signed, and with `provenance` it is stated too that it comes from `node`.
+    `key` each image is signed, and with `provenance` it is stated too that it comes from `node`. What is encrypted to
+    `encrypt_to` has another digest each time.
     """
 
     directory: Path
@@ -54,6 +56,7 @@ class Options:
     key: SigningKey | None = None
     provenance: bool = True
     node: str | None = None
+    encrypt_to: Recipients | None = None
 
 
 @dataclass
@@ -206,6 +209,7 @@ class Agent:
                     created=taken,  # one archive, one digest, whenever it is pushed
                     progress=progress,
                     registry_options=options.registry,
+                    encrypt_to=options.encrypt_to,
                 )
         known.digest, known.pushed = pushed.digest, time.time()
         self._save()

@@ -16,6 +16,7 @@ from cryoci.errors import NotFoundError, UsageError
 from cryoci.ociimage import image, reference, stores
 from cryoci.ociimage.progress import Progress
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.ociimage.unpack import Gate
 from cryoci.shim.engines import podman
 from cryoci.uses import warm_memory, warm_unpacked
 
@@ -43,12 +44,15 @@ def warm(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
 ) -> Warmed:
-    """Warm one image. Raises NotFoundError, IntegrityError, RegistryError, UsageError."""
+    """Warm one image; `gate` is as in `unpack.pull`. Raises NotFoundError, IntegrityError, TrustError, RegistryError,
+    UsageError.
+    """
     began = time.monotonic()
     if isinstance(ref, reference.RegistryRef):
         local = _local(ref)
-        copied = image.copy(ref, local, progress=progress, registry_options=registry_options)
+        copied = image.copy(ref, local, progress=progress, registry_options=registry_options, gate=gate)
         fetched = copied.size - copied.skipped
     elif isinstance(ref, reference.LayoutRef):
         local, fetched = ref, 0
@@ -76,12 +80,13 @@ def unpack(
     *,
     progress: Progress | None = None,
     registry_options: RegistryOptions | None = None,
+    gate: Gate | None = None,
 ) -> Warmed:
-    """Warm one image, and unpack it. Raises what `warm` and `warm_unpacked.put` raise."""
+    """Warm one image, and unpack it; `gate` is as in `warm`. Raises what `warm` and `warm_unpacked.put` raise."""
     began = time.monotonic()
     if isinstance(ref, reference.LayoutRef) and (ref.path != reference.default_store() or not ref.name):
         raise UsageError(f"{ref} has no name in the local store", hint="give HOST/REPO:TAG, or NAME[:TAG]")
-    made = warm(ref, progress=progress, registry_options=registry_options)
+    made = warm(ref, progress=progress, registry_options=registry_options, gate=gate)
     local = reference.LayoutRef(reference.default_store(), made.name)
     size = warm_unpacked.put(local, progress=progress).size
     return replace(made, place="unpacked", unpacked=size, seconds=time.monotonic() - began)

@@ -33,12 +33,16 @@ _RECIPIENT, _IDENTITY = "age", "age-secret-key-"
 
 
 def generate(path: Path) -> str:
-    """Make an identity file (0600), as age-keygen does; returns its recipient. Raises ConflictError."""
+    """Make an identity file (0600), as age-keygen does, and its directory (0700); returns its recipient.
+
+    Raises ConflictError.
+    """
     if os.path.lexists(path):
         raise ConflictError(f"{path} exists", hint="name another file; a lost key cannot be made again")
     key = X25519PrivateKey.generate()
     public = recipient(key)
     secret = bech32.encode(_IDENTITY, key.private_bytes_raw()).upper()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_atomic(path, f"# public key: {public}\n{secret}\n", mode=0o600)
     return public
 

@@ -140,7 +140,7 @@ class Identities:
         return key
 
 
-_GIVE = "give --decrypt-key FILE of one of those for whom it was encrypted"
+_GIVE = "give --decrypt-key FILE of one of those for whom it was encrypted, or put that file into /etc/cryoci/decrypt"
 _KEY_HINT = "`cryoci keygen --seal FILE` or age-keygen makes one"
 
 

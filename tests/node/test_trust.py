@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from tests.node.conftest import Site
-from tests.node.subject import KINDS, Subject, failing, leftovers, runs_on
+from tests.node.subject import KINDS, TMPFS, Subject, failing, leftovers, runs_on
 from tests.nodes.node import Node
 
 pytestmark = pytest.mark.node
@@ -54,11 +55,39 @@ def test_sealed_and_signed_runs_on_elsewhere(site: Site, recipient: str, kind: s
         site.b.sh(f"rm -f {POLICY}")
     runs_on(before, there.wait(before["count"] + 3))
     there.remove()
+    if kind == "podman+runc":
+        created_from(there, f"{place}:1", before)
     subject.remove()
     site.a.run(
         ["cosign", "verify", "--key", "/etc/cryoci/cosign.pub", "--insecure-ignore-tlog=true",
          "--allow-http-registry", f"{place}@{digest}"]
     )  # fmt: skip
+
+
+def created_from(there: Subject, reference: str, before: dict[str, Any]) -> None:
+    """An engine that creates and starts gives no key: the node has its own."""
+    node = there.node
+    node.run(["podman", "pull", "--quiet", there.image])
+    argv = [
+        "podman",
+        "--runtime=cryoci-runtime",
+        "run",
+        "--detach",
+        f"--name={there.name}",
+        f"--tmpfs={TMPFS}",
+    ]
+    argv += [f"--annotation=io.cryoci.restore={reference}", there.image, "sleep", "1000"]
+    refused = node.run(argv, check=False).stderr.decode()
+    assert "no key was given" in refused and "/etc/cryoci/decrypt" in refused
+    node.sh(
+        f"podman rm --force --ignore {there.name}; install -D -m600 /etc/cryoci/id /etc/cryoci/decrypt/id"
+    )
+    try:
+        node.run(argv)
+    finally:
+        node.sh("rm -r /etc/cryoci/decrypt")
+    runs_on(before, there.wait(before["count"] + 3))
+    there.remove()
 
 
 def test_podmans_own_policy_takes_our_signature(site: Site, recipient: str) -> None:

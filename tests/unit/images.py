@@ -313,6 +313,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads the auth files of whoever runs it."""
     for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("CONTAINERS_REGISTRIES_CONF", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CRYOCI_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("CRYOCI_LIB", str(tmp_path / "lib"))

@@ -7,12 +7,15 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cryoci.errors import NotFoundError, PrivilegeError, ToolError, UsageError
+from cryoci.errors import NotFoundError, PrivilegeError, ToolError, TrustError, UsageError
 from cryoci.ociimage import image, reference, stores
+from cryoci.ociimage.seal import age
+from cryoci.ociimage.seal.keyring import Identities, Recipients
 from cryoci.ociimage.trust import keys
 from cryoci.ociimage.trust.verify import verify
 from cryoci.uses import node_labels
@@ -51,8 +54,8 @@ class Node:
     def __init__(self, directory: Path, to: str, *, key: keys.SigningKey | None, keep: int | None) -> None:
         directory.mkdir(exist_ok=True)
         self.directory, self.to, self.said = directory, to, list[str]()
-        options = Options(directory, to, keep, settle=0, key=key, node="n1")
-        self.agent = Agent(options, self.said.append)
+        self.options = Options(directory, to, keep, settle=0, key=key, node="n1")
+        self.agent = Agent(self.options, self.said.append)
 
     def archive(self, engine: str, gpu_dump: bytes | None = None) -> str:
         """A new archive of `engine`, in the directory at once; its name."""
@@ -89,6 +92,21 @@ def test_every_engines_archive_becomes_a_signed_image(
     cosign = [program("cosign"), "verify", "--key", str(pair.with_suffix(".pub"))]
     words = ["--insecure-ignore-tlog=true", "--allow-http-registry", f"{registry}/all@{shown.digest}"]
     subprocess.run([*cosign, *words], check=True, capture_output=True)
+
+
+def test_images_for_some_eyes_only(tmp_path: Path, registry: str) -> None:
+    node = Node(tmp_path / "checkpoints", f"{registry}/sealed", key=None, keep=0)
+    to = Recipients.parse([age.generate(tmp_path / "id")])
+    node.agent = Agent(replace(node.options, encrypt_to=to), node.said.append)
+    node.archive("cri-o")
+    node.agent.look()
+    shown = node.shown("cri-o")
+    assert all(layer.media_type.endswith("+encrypted") for layer in shown.layers)
+    ref = reference.RegistryRef(registry, "sealed", digest=shown.digest)
+    with pytest.raises(TrustError, match="no key was given"):
+        image.pull(ref, tmp_path / "out")
+    image.pull(ref, tmp_path / "out", identities=Identities.load([tmp_path / "id"]))
+    assert (tmp_path / "out/checkpoint/inventory.img").exists()
 
 
 def test_gpus_stand_in_annotations(tmp_path: Path, registry: str) -> None:

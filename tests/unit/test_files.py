@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,15 @@ def test_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (place / "file").write_text("x")
             raise ZeroDivisionError
     assert list((tmp_path / "made/here").iterdir()) == []
+
+
+def test_where_scratch_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's is not in /tmp, which may be memory; others have no place of cryoci's."""
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(files, "_SCRATCH", tmp_path / "own")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    (tmp_path / "system").mkdir()
+    for user, where in ((0, "own"), (1000, "system")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        with files.scratch("work.") as place:
+            assert place.parent == tmp_path / where

@@ -81,6 +81,9 @@ def test_push_of_an_engines_archive(checkpoint: Path, tmp_path: Path) -> None:
         ("push", "./a", "b:1", "-a", "x"),
         ("push", "a:1", "b:1", "-a", "x=y"),
         ("push", "./a", "b:1", "--compression", "lz4"),
+        ("push", "a:1", "b:1", "--compression", "zstd:3"),  # it would be copied as it is, in silence
+        ("push", "a:1", "b:1", "--backend", "buildah"),
+        ("push", "./a", "containers-storage:b", "--compression", "zstd:3"),
         ("pull", "./a", "./b"),
         ("pull", "a:1"),
         ("pull", "a.tar", "b:1"),

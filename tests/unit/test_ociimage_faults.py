@@ -73,7 +73,11 @@ def requests_of(proxy: Proxy, work: Callable[[], object]) -> int:
     return len(proxy.log)
 
 
-@pytest.mark.parametrize("faults", [["drop"], ["delay", "429", "500", "503"]], ids=["drop", "mixed"])
+EACH = [pytest.param([kind], marks=pytest.mark.more, id=kind) for kind in PASSING if kind != "drop"]
+MIXED = pytest.param(["delay", "429", "500", "503"], id="mixed")
+
+
+@pytest.mark.parametrize("faults", [pytest.param(["drop"], id="drop"), MIXED, *EACH])
 def test_a_passing_fault_at_every_request_of_a_push(
     proxy: Proxy, small: Path, tmp_path: Path, no_sleep: list[float], faults: list[str]
 ) -> None:
@@ -244,6 +248,23 @@ def test_a_full_disk(registry: str, source: Path, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr and done.stdout == ""
 
 
+def test_a_push_from_a_full_disk(registry: str, source: Path, tmp_path: Path) -> None:
+    """It makes no copy, and its journal only spares sending: there may be no byte left for it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    name = f"{registry}/full/push:1"
+    small = tmp_path / "small"
+    small.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k small {small} && head -c 1M /dev/zero > {small}/full; "
+        f"CRYOCI_LIB={small}/lib exec {sys.executable} -m cryoci.cli.main push {source} {name}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "No space left" in done.stderr, done.stderr  # head's
+    image.pull(ref(name), tmp_path / "out")
+    assert tree_of(tmp_path / "out") == tree_of(source)
+
+
 def _moved(proxy: Proxy) -> tuple[Callable[[Request, bytes], bytes], list[int]]:
     """A `body` hook that counts the bytes of blobs that came down."""
     down = [0]
@@ -314,8 +335,12 @@ def test_a_killed_push_goes_on_with_what_is_missing(proxy: Proxy, source: Path, 
     process.send_signal(signal.SIGKILL)
     process.wait()
     proxy.before = lambda request: False
+    proxy.up = 0
     copied = image.copy(origin, name)
     assert copied.skipped >= parts[0].size
+    assert (
+        parts[-1].size <= proxy.up < parts[-1].size + (64 << 10)
+    )  # the one that was under way, and documents
     image.pull(name, tmp_path / "out")
     assert tree_of(tmp_path / "out") == tree_of(source)
 

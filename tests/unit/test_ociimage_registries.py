@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
 
 from cryoci.errors import ConfigError, IntegrityError, RegistryError, UsageError
-from cryoci.ociimage import contents, image, reference, registries, transport
+from cryoci.ociimage import contents, image, reference, registries, shelf, transport
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.images import (  # noqa: F401
@@ -57,6 +59,7 @@ def test_mirrors_come_first_and_are_optional(
     assert any(path.startswith("/v2/mirrored/c/blobs/") for _, path in proxy.log)
     with contents.opened(ref("far.example/team/c:1")) as found:  # what inspect and memory read
         assert found.sizes["checkpoint/pages-1.img"] == PAGES
+    shelf.save(ref("far.example/team/c:1"), tmp_path / "saved.tar")
     # what a mirror gives is checked like everything else
     digest = image.inspect(ref("far.example/team/c:1")).digest
     proxy.body = lambda request, data: data[:-1] + b" " if "/blobs/" in request.path else data
@@ -94,6 +97,39 @@ def test_which_mirrors_serve_what(conf: Path) -> None:
     conf.write_text('[[registry]]\nprefix = "h.io"\nlocation = "Not A Place"\n')
     with pytest.raises(ConfigError, match="leads to no repository"):
         registries.sources(ref("h.io/a:1"))
+
+
+def test_what_a_user_says_comes_first(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers-registries.conf(5): one's own file stands for the host's, drop-ins of both are added."""
+
+    def say(path: Path, **locations: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "".join(f'[[registry]]\nprefix = "{k}.io"\nlocation = "{v}"\n' for k, v in locations.items())
+        )
+
+    def found() -> str:
+        return " ".join(registries.sources(ref(f"{name}.io/x:1"))[-1].ref.host for name in "abc")
+
+    own = tmp_path / "home/.config/containers/registries.conf"
+    say(conf, a="host.io", b="host.io")
+    say(conf.parent / "registries.conf.d/1.conf", b="host-more.io")
+    say(own.parent / "registries.conf.d/1.conf", c="own-more.io")
+    assert found() == "host.io host-more.io own-more.io"
+    say(own, a="own.io")
+    assert found() == "own.io b.io own-more.io"
+    say(tmp_path / "named.conf", a="named.io")
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(tmp_path / "named.conf"))
+    assert found() == "named.io host-more.io own-more.io"
+    (tmp_path / "named.conf").write_text('[[registry]]\nlocation = "a.io"\nblocked = true\n')
+    with pytest.raises(UsageError) as caught:
+        registries.check(ref("a.io/x:1"))
+    assert str(tmp_path / "named.conf") in (caught.value.hint or "")
+    place = own.parent / "certs.d/h.io:5000"
+    place.mkdir(parents=True)
+    (place / "ca.crt").write_text("")
+    assert registries.certificates("h.io:5000").authorities == (place / "ca.crt",)
+    assert registries.certificates("h.io").authorities == ()
 
 
 def test_blobs_are_mounted_between_repositories_of_one_registry(
@@ -159,8 +195,9 @@ def test_certificates_of_certs_d(
     with pytest.raises(RegistryError, match="no trusted TLS connection"):
         image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
     (place / "ca.crt").write_bytes((root / "server.pem").read_bytes())
-    with pytest.raises(RegistryError):  # the CA is right, and we have no certificate
+    with pytest.raises(RegistryError) as caught:  # the CA is right, and we have no certificate
         image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
+    assert f"certs.d/{host}" in (caught.value.hint or "")
     (place / "client.cert").write_bytes((root / "client.pem").read_bytes())
     with pytest.raises(ConfigError, match="has no key beside it"):
         image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
@@ -168,6 +205,18 @@ def test_certificates_of_certs_d(
     image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=options)
     image.pull(ref(f"{host}/a/b:1"), tmp_path / "out", registry_options=options)
     assert tree_of(tmp_path / "out") == tree_of(checkpoint)
+    shown: list[object] = []
+
+    def note(self: HTTPAdapter, request: requests.PreparedRequest, **more: object) -> requests.Response:
+        shown.append(more["cert"])
+        return requests.Response()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HTTPAdapter, "send", note)
+        session = transport.Transport(host, "a/b", options)._session
+        for url in (f"https://{host}/v2/", "https://elsewhere.example/blob"):
+            session.get(url)
+    assert shown == [(f"{place}/client.cert", f"{place}/client.key"), None]
     (place / "ca.crt").write_text("rubbish")
     with pytest.raises(ConfigError, match="no certificate in PEM"):
         image.inspect(ref(f"{host}/a/b:1"), registry_options=options)

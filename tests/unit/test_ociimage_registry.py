@@ -4,23 +4,20 @@
 
 from __future__ import annotations
 
-import base64
-import http.server
+import email.utils
 import json
-import os
-import subprocess
 import threading
-from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from cryoci.errors import ConfigError, CryociError, NotFoundError, RegistryError
-from cryoci.ociimage import credentials, image, reference, transport
+from cryoci.errors import NotFoundError, RegistryError
+from cryoci.ociimage import image, reference, transport
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.registry import Registry
-from cryoci.ociimage.transport import RegistryOptions
+from tests.unit.faults import drain
 from tests.unit.images import (  # noqa: F401
     Proxy,
     Request,
@@ -102,6 +99,41 @@ def test_retry_after_is_obeyed_and_bounded(proxy: Proxy, no_sleep: list[float]) 
         with pytest.raises(NotFoundError):
             image.inspect(ref(f"{proxy.host}/after/x:1"))
         assert no_sleep.pop() == waited
+
+
+def test_retry_after_may_be_a_date(proxy: Proxy, no_sleep: list[float]) -> None:
+    given = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    proxy.before = Times(1, "GET", "/manifests/", 503, {"Retry-After": given})
+    with pytest.raises(NotFoundError):
+        image.inspect(ref(f"{proxy.host}/after/x:1"))
+    assert 15 < no_sleep.pop() <= 20
+
+
+@pytest.mark.parametrize("put", [False, True], ids=["streamed", "monolithic"])
+def test_a_bulk_upload_waits_as_others_do(
+    proxy: Proxy, checkpoint: Path, no_sleep: list[float], put: bool
+) -> None:
+    """Its body cannot be sent again by the transport, so the upload itself obeys, bounds and jitters."""
+    asked: list[str] = []
+
+    def busy(request: Request, given: str | None) -> bool:
+        headers = request.handler.headers
+        if request.method == "PATCH" and put:
+            return request.answer(405)
+        large = int(headers.get("Content-Length") or 0) > 1 << 20 or headers.get("Transfer-Encoding")
+        if not large or len(asked) == 2:
+            return False
+        asked.append(request.path)
+        drain(request)
+        return request.answer(503, headers={"Retry-After": given} if given else None)
+
+    for given, least, most in (("7", 7.0, 7.0), ("86400", 30.0, 30.0), (None, 0.25, 1.5)):
+        asked.clear()
+        no_sleep.clear()
+        proxy.before = lambda request, given=given: busy(request, given)  # type: ignore[misc]
+        image.push(checkpoint, ref(f"{proxy.host}/bulk/{put}-{given}:1".lower()))
+        assert len(asked) == len(no_sleep) == 2 and all(least <= pause <= most for pause in no_sleep)
+        assert given or not {0.5, 1.0} & set(no_sleep)  # jittered
 
 
 @pytest.mark.parametrize("cut", [0, 1, 500_000, 3_000_000])
@@ -186,261 +218,6 @@ def test_missing_tag_and_repository(registry: str) -> None:
     ):
         with pytest.raises(NotFoundError):
             call()
-
-
-def test_tls_asked_of_a_plain_registry(registry: str) -> None:
-    with pytest.raises(RegistryError, match="speaks plain HTTP, not TLS"):
-        image.inspect(ref(f"{registry}/a/b:1"), registry_options=RegistryOptions(plain_http=False))
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """HOST:PORT of a registry with TLS on loopback, and its CA."""
-    root = tmp_path_factory.mktemp("tls")
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", f"{root}/key.pem", "-out", f"{root}/ca.pem"]
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    subprocess.run([*words, *subject, *files], check=True, capture_output=True)
-    with running_registry(root, tls=f", tls: {{certificate: {root}/ca.pem, key: {root}/key.pem}}") as host:
-        yield host, root / "ca.pem"
-
-
-def test_tls(tls: tuple[str, Path], checkpoint: Path, tmp_path: Path) -> None:
-    host, ca = tls
-    trusted = RegistryOptions(plain_http=False, ca_file=ca)
-    image.push(checkpoint, ref(f"{host}/a/b:1"), registry_options=trusted)
-    image.pull(ref(f"{host}/a/b:1"), tmp_path / "out", registry_options=trusted)
-    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
-    with pytest.raises(RegistryError, match="speaks TLS, not plain HTTP"):
-        image.inspect(ref(f"{host}/a/b:1"), registry_options=RegistryOptions(plain_http=True))
-    # loopback is trusted without a certificate, plain or not, as docker does it
-    assert image.inspect(ref(f"{host}/a/b:1")).container_name == "counter"
-
-
-def test_untrusted_certificate(tls: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
-    with pytest.raises(RegistryError, match="no trusted TLS connection"):
-        image.inspect(ref(f"{tls[0]}/a/b:1"))
-
-
-def test_plain_http_is_not_tried_elsewhere(
-    registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
-    with pytest.raises(RegistryError, match="speaks plain HTTP"):
-        image.inspect(ref(f"{registry}/a/b:1"))
-    conf = tmp_path / "registries.conf"
-    conf.write_text(f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n')
-    assert transport.is_insecure(registry, "a/b", conf)
-    assert not transport.is_insecure(registry + "0", "a/b", conf)
-    conf.write_text(conf.read_text() + f'[[registry]]\nprefix = "{registry}/a"\ninsecure = false\n')
-    assert not transport.is_insecure(registry, "a/b", conf)
-    conf.write_text("[")
-    with pytest.raises(ConfigError):
-        transport.is_insecure(registry, "a/b", conf)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("localhost", True),
-        ("localhost:1", True),
-        ("127.9.9.9:1", True),
-        ("[::1]:5", True),
-        ("a.localhost", True),
-        ("127.0.0.1.evil.io", False),
-        ("h.io", False),
-        ("10.0.0.1", False),
-        ("localhost.evil.io", False),
-    ],
-)
-def test_loopback(host: str, expected: bool) -> None:
-    assert transport.is_loopback(host) is expected
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A registry that wants user "u" with password "p" (HTTP Basic)."""
-    root = tmp_path_factory.mktemp("guarded")
-    (root / "htpasswd").write_text("u:$2y$05$CjCGJhw7nTKk0EoMi5mPWejnXKQCbZ7TmlDCeyc5RUJ0TksV4v5tW\n")
-    with running_registry(
-        root, extra=f"auth: {{htpasswd: {{realm: test, path: {root}/htpasswd}}}}\n"
-    ) as host:
-        yield host
-
-
-def test_login_is_asked_for(guarded: str) -> None:
-    with pytest.raises(RegistryError, match="wants a login, and no credentials were found") as caught:
-        image.inspect(ref(f"{guarded}/a/b:1"))
-    assert "podman login" in (caught.value.hint or "")
-
-
-def test_wrong_password_names_its_file(guarded: str, tmp_path: Path, no_sleep: list[float]) -> None:
-    file = _auth_file(tmp_path, guarded, "u:wrong")
-    with pytest.raises(RegistryError, match=f"those of {file}.* were refused"):
-        image.inspect(ref(f"{guarded}/a/b:1"), registry_options=RegistryOptions(auth_file=file))
-    assert not no_sleep
-
-
-def _auth_file(tmp_path: Path, key: str, secret: str) -> Path:
-    file = tmp_path / "auth.json"
-    file.write_text(json.dumps({"auths": {key: {"auth": base64.b64encode(secret.encode()).decode()}}}))
-    return file
-
-
-class Tokens:
-    """A token service on loopback that gives "good" to user u:p, or to a refresh token "r"."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        tokens = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def reply(self, good: bool) -> None:
-                body = json.dumps({"token": "good", "access_token": "good"} if good else {}).encode()
-                self.send_response(200 if good else 401)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def do_GET(self) -> None:
-                tokens.asked.append(self.path)
-                self.reply(self.headers.get("Authorization") == "Basic " + base64.b64encode(b"u:p").decode())
-
-            def do_POST(self) -> None:
-                form = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                tokens.asked.append(form)
-                self.reply("refresh_token=r" in form)
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        self.realm = f"http://127.0.0.1:{self.server.server_address[1]}/token"
-
-
-@pytest.mark.parametrize("entry", [{"auth": base64.b64encode(b"u:p").decode()}, {"identitytoken": "r"}])
-def test_tokens(proxy: Proxy, checkpoint: Path, tmp_path: Path, entry: dict[str, str]) -> None:
-    tokens = Tokens()
-
-    def before(request: Request) -> bool:
-        if request.handler.headers.get("Authorization") == "Bearer good":
-            return False
-        scope = 'scope="repository:tok/x:pull,push"'
-        return request.answer(
-            401, b"", {"WWW-Authenticate": f'Bearer realm="{tokens.realm}",service="s",{scope}'}
-        )
-
-    proxy.before = before
-    file = tmp_path / "auth.json"
-    file.write_text(json.dumps({"auths": {proxy.host: entry}}))
-    options = RegistryOptions(auth_file=file)
-    image.push(checkpoint, ref(f"{proxy.host}/tok/x:1"), registry_options=options)
-    image.pull(ref(f"{proxy.host}/tok/x:1"), tmp_path / "out", registry_options=options)
-    assert tree_of(tmp_path / "out") == tree_of(checkpoint)
-    assert "pull%2Cpush" in tokens.asked[0]
-    tokens.server.shutdown()
-    tokens.server.server_close()
-    with pytest.raises(CryociError):
-        image.inspect(ref(f"{proxy.host}/tok/x:1"))
-
-
-def test_credentials_by_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, **auths: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        value = {k: {"auth": base64.b64encode(f"u:{v}".encode()).decode()} for k, v in auths.items()}
-        path.write_text(json.dumps({"auths": value}))
-
-    def secret(host: str, repository: str) -> str:
-        return base64.b64decode(credentials.find(host, repository).basic).decode().partition(":")[2]
-
-    home = Path(os.environ["HOME"])
-    write(home / ".docker/config.json", **{"h.io": "docker"})
-    assert secret("h.io", "a/b") == "docker" and secret("other.io", "a") == ""
-    write(home / ".config/containers/auth.json", **{"h.io": "config", "h.io/a": "team", "h.io/a/b": "repo"})
-    assert (secret("h.io", "x"), secret("h.io", "a/x"), secret("h.io", "a/b")) == ("config", "team", "repo")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    write(tmp_path / "run/containers/auth.json", **{"h.io": "run"})
-    assert secret("h.io", "x") == "run"
-    write(tmp_path / "named.json", **{"h.io": "named"})
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "named.json"))
-    assert secret("h.io", "x") == "named"
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "missing.json"))
-    with pytest.raises(ConfigError, match="no auth file"):
-        secret("h.io", "x")
-
-
-def test_credential_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    helper = tmp_path / "bin/docker-credential-test"
-    helper.parent.mkdir()
-    helper.write_text('#!/bin/sh\nread host\necho "{\\"Username\\": \\"u\\", \\"Secret\\": \\"$host\\"}"\n')
-    helper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"credHelpers": {"h.io": "test"}}))
-    found = credentials.find("h.io", "a", file)
-    assert base64.b64decode(found.basic) == b"u:h.io"
-    assert found.basic not in repr(found)
-    assert not credentials.find("other.io", "a", file).basic
-
-
-@pytest.mark.parametrize("text", ["nonsense", "[]", '{"auths": {"h.io": {"auth": "%%"}}}'])
-def test_broken_auth_file(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "auth.json"
-    file.write_text(text)
-    with pytest.raises(ConfigError):
-        credentials.find("h.io", "a", file)
-
-
-def test_credentials_stay_at_their_registry(proxy: Proxy, tmp_path: Path, checkpoint: Path) -> None:
-    """An upload location at another host must not get our password."""
-    seen: list[str | None] = []
-    other = Proxy(proxy.upstream)
-
-    def watch(request: Request) -> bool:
-        seen.append(request.handler.headers.get("Authorization"))
-        return False
-
-    other.before = watch
-
-    def before(request: Request) -> bool:
-        if not request.handler.headers.get("Authorization"):
-            return request.answer(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
-        if request.method == "POST":
-            return request.answer(307, b"", {"Location": f"http://{other.host}{request.path}"})
-        return False
-
-    proxy.before = before
-    options = RegistryOptions(auth_file=_auth_file(tmp_path, proxy.host, "u:p"))
-    with pytest.raises(RegistryError):
-        image.push(checkpoint, ref(f"{proxy.host}/a/b:1"), registry_options=options)
-    proxy.before = lambda request: (
-        bool(
-            not request.handler.headers.get("Authorization")
-            and request.answer(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
-        )
-        or (
-            "/blobs/sha256:" in request.path
-            and request.method == "GET"
-            and request.answer(307, b"", {"Location": f"http://{other.host}{request.path}"})
-        )
-    )
-    image.push(checkpoint, ref(f"{proxy.host}/a/b:1"), registry_options=options)
-    image.pull(ref(f"{proxy.host}/a/b:1"), tmp_path / "out", registry_options=options)
-    assert len(seen) >= 3 and not any(seen)
-    other.close()
 
 
 def test_terminal_escapes_in_a_registrys_words(proxy: Proxy) -> None:

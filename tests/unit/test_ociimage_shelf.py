@@ -155,11 +155,28 @@ def test_retention() -> None:
     assert "broken" not in gone(broken, Policy(last=0))
 
 
+def test_retention_by_bytes() -> None:
+    """Blobs that images share (incremental ones do) take their space once, and what stays anyway takes it first."""
+    many = [summary(f"n{d}", d) for d in range(4)]
+    parts = {f"sha256:n{d}": {"memory": 8, f"own{d}": 2} for d in range(4)}
+    policy = Policy(size=14)
+
+    def gone_of(policy: Policy) -> list[str]:
+        judged = judge(many, policy, pinned=frozenset(), now=NOW, parts=parts)
+        return sorted(verdict.name for verdict in judged if verdict.goes)
+
+    assert gone(many, policy) == ["n1", "n2", "n3"] and gone_of(policy) == ["n3"]
+    assert gone_of(Policy(size=14, pins=("n3",))) == ["n2"]
+    assert gone_of(Policy(size=1, pins=("n3",))) == ["n1", "n2"]
+
+
 def test_collection(checkpoint: Path, registry: str) -> None:
     for day in range(1, 5):
         when = datetime(2026, 11, day, tzinfo=UTC)
         image.push(checkpoint, reference.parse(f"c:{day}"), created=when)  # type: ignore[arg-type]
         image.push(checkpoint, reference.parse(f"{registry}/shelf/gc:{day}"), created=when)  # type: ignore[arg-type]
+    size = json.loads(cryoci("list", "--json"))[0]["size"]
+    assert "removed" not in cryoci("gc", "--max-size", str(size * 2))  # four names for the same layers
     cryoci("tag", "--pin", "c:1")
     assert "would remove c:2" in cryoci("gc", "--keep-last", "2", "--dry-run")
     done = json.loads(cryoci("gc", "--keep-last", "2", "--json"))

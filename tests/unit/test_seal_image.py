@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from cryoci.errors import ConfigError, CryociError, ImageError, IntegrityError, TrustError, UsageError
 from cryoci.ociimage import blob, image, reference, stores
+from cryoci.ociimage.fetch import fetch
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import MANIFEST, Descriptor, Manifest, digest_of
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
-from cryoci.ociimage.seal import age, keyring, stream
+from cryoci.ociimage.seal import age, keyring, node, stream
 from cryoci.ociimage.seal.keyring import Identities, Recipients
 from tests.unit.images import (  # noqa: F401
     Proxy,
@@ -133,6 +134,52 @@ def test_without_a_key_nothing_is_fetched_or_left(
         assert isinstance(result.exception, TrustError) and match in str(result.exception)
     assert not any(layer.digest in path for layer in layers for _, path in proxy.log)
     assert not list(tmp_path.glob(".out*")) and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this node's keys are, not there yet."""
+    monkeypatch.setattr(node, "PLACE", tmp_path / "decrypt")
+    return tmp_path / "decrypt"
+
+
+def test_a_nodes_own_keys(
+    registry: str, secret: Path, tmp_path: Path, identity: Path, to: Recipients, own: Path
+) -> None:
+    """Engines cannot give a key: who restores for them (an annotated create) opens with what the node has."""
+    place = f"{registry}/seal/own:1"
+    target = reference.parse(place)
+    assert isinstance(target, RegistryRef)
+    pushed = image.push(secret, target, encrypt_to=to)
+    age.generate(own / "wrong")
+    assert own.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(TrustError, match="none of the given keys") as caught:
+        fetch(place, tmp_path / "out", pod_namespace="team")
+    assert "/etc/cryoci/decrypt" in (caught.value.hint or "") and not list(tmp_path.glob("*out*"))
+    identity.rename(own / "mine")
+    fetched = fetch(place, tmp_path / "out", pod_namespace="team")
+    assert fetched.digest == pushed.digest and tree_of(tmp_path / "out") == tree_of(secret)
+    assert cryoci("pull", place, str(tmp_path / "out2")).exit_code == 0
+    assert tree_of(tmp_path / "out2") == tree_of(secret)
+    # who only looks at an image of others is not refused for that
+    assert json.loads(cryoci("inspect", "--json", place).stdout)["complete"] is False
+    (own / "mine").chmod(0o640)
+    with pytest.raises(ConfigError, match="others may read the key"):
+        fetch(place, tmp_path / "out3")
+    (own / "mine").unlink()
+    (own / "wrong").unlink()
+    with pytest.raises(TrustError, match="no key was given"):
+        fetch(place, tmp_path / "out3")
+
+
+def test_a_sealed_image_for_another_engine(
+    secret: Path, tmp_path: Path, identity: Path, to: Recipients
+) -> None:
+    image.push(secret, LayoutRef(reference.default_store(), "c:1"), encrypt_to=to)
+    words = ["c:1", "--to", "podman", "-o", str(tmp_path / "c.tar")]
+    assert isinstance(cryoci("convert", *words).exception, TrustError) and not (tmp_path / "c.tar").exists()
+    assert cryoci("convert", *words, "--decrypt-key", str(identity)).exit_code == 0
+    assert SECRET in (tmp_path / "c.tar").read_bytes() and (tmp_path / "c.tar").stat().st_mode & 0o077 == 0
 
 
 def test_several_recipients_of_both_kinds(

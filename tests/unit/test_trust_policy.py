@@ -153,6 +153,38 @@ def test_warn_says_so_and_goes_on(registry: str, checkpoint: Path, tmp_path: Pat
     assert not cryoci("pull", place, str(tmp_path / "out2")).stderr
 
 
+def test_nothing_comes_to_the_node_around_the_policy(
+    proxy: Proxy, checkpoint: Path, tmp_path: Path, node: Path, pair: Path
+) -> None:
+    """The local store may be accepted as a whole: whatever fills it has asked. So has what other engines are given."""
+    place, store = f"{proxy.host}/prod/around:1", f"oci:{reference.default_store()}:"
+    image.push(checkpoint, at(place))
+    saved = tmp_path / "saved.tar"
+    assert cryoci("save", place, str(saved)).exit_code == 0
+    ways = {
+        "copy": (place, "kept:1"),
+        "load": (str(saved), "kept:1"),
+        "warm": (place,),
+        "convert": (place, "--to", "podman", "-o", str(tmp_path / "c.tar")),
+    }
+    rule = f'[[rule]]\nmatch = "{store}*"\naccept = true\n'
+    write(node, strict(pair) + rule)
+    proxy.log.clear()
+    for verb, words in ways.items():
+        refused = cryoci(verb, *words)
+        assert isinstance(refused.exception, TrustError) and "is refused" in str(refused.exception), verb
+    assert not any("/blobs/" in path for _, path in proxy.log)
+    assert not image.list_images(LayoutRef(reference.default_store())) and not (tmp_path / "c.tar").exists()
+    write(node, strict(pair).replace("strict", "warn") + rule)
+    for verb, words in ways.items():
+        passed = cryoci(verb, *words)
+        assert passed.exit_code == 0 and "nobody vouches for" in passed.stderr, (verb, passed.output)
+    # between registries it is for those to judge who will use it, and so it is on the way out
+    write(node, strict(pair))
+    assert cryoci("copy", place, f"{proxy.host}/prod/elsewhere:1").exit_code == 0
+    assert cryoci("load", str(saved), f"{proxy.host}/prod/loaded:1").exit_code == 0
+
+
 def test_other_keys_do_not_count(
     registry: str, checkpoint: Path, pair: Path, key: keys.SigningKey, node: Path
 ) -> None:
