@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import re
 import signal
+import struct
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cryoci.errors import RestoreError
-from cryoci.shim.memory import calls, fill, find
+from cryoci.shim.memory import calls, fill, find, freezer, inject
 
 SIZE = 4 << 20
 
@@ -157,3 +161,113 @@ def _flags_of_a_guarded_area() -> frozenset[str]:
             for head, _, flags in find._all(os.getpid())
             if int(head[1], 16) <= start < int(head[2], 16)
         )
+
+
+GROWS_DOWN, LOCKED = 0x100, 0x2000
+DONTFORK, DONTDUMP, WIPEONFORK = 10, 16, 18
+PLAIN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+def _registered(address: int) -> int:
+    """A userfaultfd that watches an area."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = int(libc.syscall(323, os.O_CLOEXEC | 1))  # for faults of this program only
+    if fd < 0:
+        pytest.skip("no userfaultfd here")
+    fcntl.ioctl(fd, 0xC018AA3F, struct.pack("QQQ", 0xAA, 0, 0))
+    fcntl.ioctl(fd, 0xC020AA00, struct.pack("QQQQ", address, SIZE, 1, 0))
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "advice", "moves"),
+    [
+        ("plain", PLAIN, None, True),
+        ("no huge pages", PLAIN, mmap.MADV_NOHUGEPAGE, True),
+        ("not in core files", PLAIN, DONTDUMP, True),
+        ("shared", mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, None, False),
+        ("grows", PLAIN | GROWS_DOWN, None, False),
+        ("locked", PLAIN | LOCKED, None, False),
+        ("not for children", PLAIN, DONTFORK, False),
+        ("empty for children", PLAIN, WIPEONFORK, False),
+        ("of a file", mmap.MAP_PRIVATE, None, False),
+        ("secret", mmap.MAP_SHARED, None, False),
+        ("watched", PLAIN, None, False),
+    ],
+)
+def test_only_memory_without_special_traits_goes(
+    kind: str, flags: int, advice: int | None, moves: bool, tmp_path: Path
+) -> None:
+    fd = -1
+    if kind == "of a file":
+        fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    elif kind == "secret":
+        fd = int(ctypes.CDLL(None, use_errno=True).syscall(447, 0))
+        if fd < 0:
+            pytest.skip("this kernel has no memfd_secret turned on")
+    if fd >= 0:
+        os.ftruncate(fd, SIZE)
+    with mmap.mmap(fd, SIZE, flags=flags) as memory:
+        memory.write(b"\1" * SIZE)
+        if advice is not None:
+            memory.madvise(advice)
+        anchor = ctypes.c_char.from_buffer(memory)
+        start = ctypes.addressof(anchor)
+        del anchor
+        watch = _registered(start) if kind == "watched" else -1
+        found = [area for area in find.areas(os.getpid()) if area.start <= start < area.end]
+        assert bool(found) == moves
+        for one in (fd, watch):
+            if one >= 0:
+                os.close(one)
+
+
+# ELF of 32 bits: a loop of pause(2) by int 0x80
+_CODE = bytes.fromhex("b81d000000cd80ebf7")
+_OLD = (
+    b"\x7fELF\1\1\1" + bytes(9)
+    + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, 0x8048054, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    + struct.pack("<8I", 1, 0, 0x8048000, 0x8048000, 84 + len(_CODE), 84 + len(_CODE), 5, 0x1000)
+    + _CODE
+)  # fmt: skip
+
+
+def test_a_program_of_32_bits_is_left_alone(tmp_path: Path, forked: tuple[int, int]) -> None:
+    assert find._movable(forked[0], find.status(forked[0]))
+    program = tmp_path / "old"
+    program.write_bytes(_OLD)
+    program.chmod(0o755)
+    try:
+        running = subprocess.Popen([program])
+    except OSError:
+        pytest.skip("this kernel runs no programs of 32 bits")
+    try:
+        assert running.poll() is None
+        assert not find._movable(running.pid, find.status(running.pid))
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_calls_are_made_in_a_process_without_a_vdso() -> None:
+    with open("/proc/self/maps") as f:
+        start, end = next(line.split()[0].split("-") for line in f if "[vdso]" in line)
+    libc = ctypes.CDLL(None)
+    pid = os.fork()
+    if pid == 0:
+        libc.munmap(ctypes.c_void_p(int(start, 16)), ctypes.c_size_t(int(end, 16) - int(start, 16)))
+        libc.pause()
+        os._exit(1)
+    try:
+        while "[vdso]" in Path(f"/proc/{pid}/maps").read_text():
+            time.sleep(0.001)
+        freezer.stop([pid])
+        freezer.await_stopped([pid])
+        assert inject.make_calls(pid, [(39, 0, 0, 0), (3, 1 << 20, 0, 0)]) == [pid, -9]  # getpid, close
+        freezer.proceed([pid])
+        while "S" not in find.states(pid):
+            time.sleep(0.001)
+        assert Path(f"/proc/{pid}/syscall").read_text().split()[0] == "34"  # back in pause(2)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
