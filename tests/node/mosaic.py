@@ -106,8 +106,12 @@ def digest(areas: list[tuple[int, int, int]]) -> str:
 
 
 def guarded(size: int) -> tuple[list[tuple[int, int, int]], int]:
-    """An area with a guard region in it, as stacks have one: what is around that, and where it is (Linux 6.13)."""
-    address = area(size)
+    """An area with a guard region in it, as stacks have one: what is around that, and where it is (Linux 6.13).
+
+    It has no neighbours: the kernel would join them to one area, and none of it would move.
+    """
+    address = area(size + 2 * PAGE, NONE) + PAGE
+    libc.mprotect(address, size, WRITE)
     ctypes.memset(address, 9, size)
     at = address + size // 2
     libc.madvise(at, PAGE, GUARD)
