@@ -88,6 +88,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         undo.callback(left.discard, container, directory, durable=options.durable)
         now = container.state()  # until here another cryoci may have had it frozen
         init = int(now.get("pid", 0))
+        checks.plugin(container, init, options)
         checks.space(container, init, directory, options)
         was_paused = _was_paused(now, journal)
         # what a killed cryoci has left

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 from cryoci.errors import ConflictError, SpaceError, UnsupportedError
-from cryoci.shim import underlying
+from cryoci.shim import config, underlying
 from cryoci.shim.engines import processes
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions
+from cryoci.shim.gpu import tasks
 
 
 def moves_connections(options: DumpOptions) -> bool:
@@ -40,6 +41,15 @@ def sink(container: Container, options: DumpOptions) -> None:
         raise UnsupportedError(
             f"podman runs {container.name} by {container.facts['runtime.name']}, so CRIU moves all of its memory",
             hint="leave out --straight, or start it with `podman --runtime cryoci-runtime`",
+        )
+
+
+def plugin(container: Container, init: int, options: DumpOptions) -> None:
+    """CRIU's CUDA plugin works while CRIU does, on memory that is where it was."""
+    if options.sink is not None and config.load().gpu.engine == "plugin" and tasks.any_cuda(init):
+        raise UnsupportedError(
+            f"CRIU's CUDA plugin needs all memory of container {container.name} in its place",
+            hint='leave out --straight, or set [gpu] engine = "driver"',
         )
 
 

@@ -28,7 +28,7 @@ _libc.syscall.restype = ctypes.c_long
 
 # linux/fs.h, "Pagemap ioctl": struct pm_scan_arg and page_region
 _PAGEMAP_SCAN = 0xC0606610
-_PRESENT, _SWAPPED, _ZERO = 1 << 3, 1 << 4, 1 << 5
+_PRESENT, _SWAPPED, _ZERO, _GUARD = 1 << 3, 1 << 4, 1 << 5, 1 << 8
 _REGIONS = 4096
 TOUCHED = 1024 * PAGE  # PVM_MAX_USER_PAGES: what process_vm_writev takes at a time
 _NOTHING = PAGE  # no program has anything there (vm.mmap_min_addr)
@@ -112,6 +112,25 @@ def _scan(pagemap: int, start: int, end: int) -> list[Run]:
             break
         start = found[-1][0] + found[-1][1]
     return found
+
+
+def guarded(pagemap: int, start: int, end: int) -> bool:
+    """Whether there are guard regions (MADV_GUARD_INSTALL) between two addresses, which read as SIGSEGV.
+
+    False where the kernel does not say (before Linux 6.15). Raises OSError.
+    """
+    region = ctypes.create_string_buffer(24)
+    argument = bytearray(
+        struct.pack(
+            "12Q", 96, 0, start, end, 0, ctypes.addressof(region), 1, 1, 0, _GUARD, 0, _GUARD,
+        )
+    )  # fmt: skip
+    try:
+        return bool(fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument) > 0)
+    except OSError as e:
+        if e.errno not in (22, 25):
+            raise
+    return False
 
 
 def _entries(pagemap: int, start: int, end: int) -> list[Run]:

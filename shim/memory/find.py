@@ -3,11 +3,15 @@
 
 Left to CRIU, always: processes that share their address space, are traced or stopped already, are not of this
 machine's 64-bit kind, or would notice SIGCONT; areas that are shared (also by copy-on-write after a fork),
-locked, growing, backed by a file, watched by userfaultfd, or with any flag that is not known to be harmless.
+locked, growing, backed by a file, watched by userfaultfd, with guard regions (MADV_GUARD_INSTALL; glibc 2.42 has them
+at the end of stacks), or with any flag that is not known to be harmless.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -20,9 +24,10 @@ from cryoci.shim.memory import calls
 # VmFlags (proc_pid_smaps(5)) that mean nothing for the content of an area.
 HARMLESS = frozenset("rd wr ex mr mw me ac nr sd hg nh mg dd".split())
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+) *(.*)")
-_TOLD = frozenset("Size Rss Shared_Clean Shared_Dirty Swap SwapPss Locked".split())
+_TOLD = frozenset("Size Rss Pss Shared_Clean Shared_Dirty Swap SwapPss Locked".split())
 _SIGCONT, _SIGSTOP = 1 << 17, 1 << 18
 _STATES = frozenset("RSD")
+_GUARD_INSTALL = 102  # madvise(2), Linux 6.13
 _PIECE = 1 << 20  # bytes that `search` reads at once
 
 
@@ -58,7 +63,7 @@ def processes(init: int, threshold: int) -> list[Process]:
             said = status(pid)
             if not _movable(pid, said):
                 continue
-            chosen = tuple(area for area in areas(pid) if area.resident >= threshold)
+            chosen = _unguarded(pid, [area for area in areas(pid) if area.resident >= threshold])
             if not chosen or any(calls.same_memory(pid, other) for other in everybody if other != pid):
                 continue
             numbers = said["NSpid"].split()
@@ -161,6 +166,35 @@ def _plain(pid: int) -> Iterator[Area]:
             yield Area(int(head[1], 16), int(head[2], 16), sizes["Rss"] + sizes["Swap"])
 
 
+def _unguarded(pid: int, found: list[Area]) -> tuple[Area, ...]:
+    """Those of `found` without guard regions, where smaps has not told them apart. Raises OSError."""
+    if not found or guards_are_told():
+        return tuple(found)
+    pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return tuple(area for area in found if not calls.guarded(pagemap, area.start, area.end))
+    finally:
+        os.close(pagemap)
+
+
+@functools.cache
+def guards_are_told() -> bool:
+    """Whether areas with guard regions have a flag in smaps, or this kernel has no such regions."""
+    with mmap.mmap(-1, calls.PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as one:
+        anchor = ctypes.c_char.from_buffer(one)
+        at = ctypes.addressof(anchor)
+        del anchor
+        try:
+            one.madvise(_GUARD_INSTALL)
+        except OSError:
+            return True
+        return any(
+            "gu" in flags
+            for head, _, flags in _all(os.getpid())
+            if int(head[1], 16) <= at < int(head[2], 16)
+        )
+
+
 def _all(pid: int) -> Iterator[tuple[re.Match[str], dict[str, int], frozenset[str]]]:
     """Every area of a process: its first line, sizes in bytes and flags in smaps (proc_pid_smaps(5))."""
     with open(f"/proc/{pid}/smaps", encoding="utf-8", errors="surrogateescape") as f:
@@ -184,10 +218,11 @@ def _all(pid: int) -> Iterator[tuple[re.Match[str], dict[str, int], frozenset[st
 def _is_plain(head: re.Match[str], sizes: dict[str, int], flags: frozenset[str]) -> bool:
     return (
         _is_private(head, flags)
-        and sizes.get("Shared_Clean", 1) == sizes.get("Shared_Dirty", 1) == 0
+        # They differ when another process has one of its pages. Shared_* count a page, too, that the kernel is
+        # moving to another place just then, for compaction (Linux 6.18, fs/proc/task_mmu.c, smaps_account).
+        and sizes.get("Rss", 1) == sizes.get("Pss", 0)
         and sizes.get("Locked", 1) == 0
-        and "Rss" in sizes
-        # they differ when another process has one of its pages in swap too
+        # the same of pages in swap
         and sizes.get("Swap", 1) == sizes.get("SwapPss", 0)
     )
 

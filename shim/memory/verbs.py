@@ -44,7 +44,9 @@ def checkpoint(
     if asked:
         settings = settings.changed(asked)
     if by_criu and line.has("memory-sink"):
-        raise UnsupportedError(f"memory cannot go to where it is stored at once: {by_criu}")
+        raise UnsupportedError(
+            f"memory cannot go to where it is stored at once: {by_criu}", hint="leave out --memory-sink"
+        )
     if by_criu or not settings.parallel or any(line.has(flag) for flag in FOREIGN):
         return act()
     directory = operation.image_directory(line)

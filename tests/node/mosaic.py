@@ -37,7 +37,7 @@ libc.mprotect.argtypes = libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size
 PAGE = 4096
 NONE, READ, WRITE = 0, 1, 3
 PRIVATE, SHARED = 0x22, 0x21  # both anonymous
-HUGE, NOHUGE, DONTFORK, WIPEONFORK = 14, 15, 10, 18
+HUGE, NOHUGE, DONTFORK, WIPEONFORK, GUARD = 14, 15, 10, 18, 102
 
 
 def area(size: int, protection: int = WRITE, kind: int = PRIVATE) -> int:
@@ -105,6 +105,28 @@ def digest(areas: list[tuple[int, int, int]]) -> str:
     return total.hexdigest()
 
 
+def guarded(size: int) -> tuple[list[tuple[int, int, int]], int]:
+    """An area with a guard region in it, as stacks have one: what is around that, and where it is (Linux 6.13).
+
+    It has no neighbours: the kernel would join them to one area, and none of it would move.
+    """
+    address = area(size + 2 * PAGE, NONE) + PAGE
+    libc.mprotect(address, size, WRITE)
+    ctypes.memset(address, 9, size)
+    at = address + size // 2
+    libc.madvise(at, PAGE, GUARD)
+    return [(address, size // 2, WRITE), (at + PAGE, size // 2 - PAGE, WRITE)], at
+
+
+def can_be_read(address: int) -> bool:
+    into, out = os.pipe()
+    try:
+        return bool(libc.write(out, ctypes.c_void_p(address), 1) == 1)
+    finally:
+        os.close(into)
+        os.close(out)
+
+
 class Twins(threading.Thread):
     """Counts in a large area first, then in a small one, in bursts, with `pause` microseconds between them."""
 
@@ -153,6 +175,8 @@ def main() -> None:
             if protection == WRITE:  # no longer shared with the parent
                 ctypes.memmove(address, b"child" * 100, min(500, size))
         areas += lay_out(random.Random(seed + 1), mib // 2)
+    around, guard = guarded(4 << 20)
+    areas += around
     large = area(8 << 20)
     ctypes.memset(large, 7, 8 << 20)
     ctypes.memset(large, 0, threads * PAGE)
@@ -166,7 +190,7 @@ def main() -> None:
 
     def told() -> dict[str, object]:
         return {
-            "digest": digest(areas),
+            "digest": f"{digest(areas)} {can_be_read(guard)}",
             "wrong": sum(one.wrong for one in twins),
             "counts": [one.large.value for one in twins],
             "threads": threading.active_count(),

@@ -16,7 +16,7 @@ from tests.fakegpu.build import UUIDS
 from tests.node import gpu
 from tests.node.conftest import Site
 from tests.node.gpu import Trainer
-from tests.node.subject import failing, leftovers
+from tests.node.subject import CONFIG, failing, leftovers
 from tests.nodes import workload
 
 pytestmark = pytest.mark.node
@@ -58,6 +58,22 @@ def test_leave_running(site: Site, trainer: Trainer) -> None:
     assert {"gpu", "gpu restore"} <= done["seconds"].keys()
     trainer.runs_on()
     trainer.restore(f"{site.registry}/gpu/{trainer.name}:1", on=site.b).remove()
+
+
+def test_straight_into_the_registry(site: Site, trainer: Trainer) -> None:
+    """What the driver has brought into host memory is stored while it is captured; it comes back before the driver."""
+    reference = f"{site.registry}/gpu/{trainer.name}:1"
+    with_memory = site.a.read(CONFIG).decode() + '[memory]\nthreshold = "1M"\nchunk = "1M"\n'
+    site.a.write(CONFIG, with_memory)
+    trainer.cryoci("checkpoint", "--straight", "--leave-running", "-o", reference)
+    before = trainer.runs_on()
+    done = trainer.cryoci("checkpoint", "--straight", "-o", reference, "--timeline", "/srv/straight.json")
+    steps = [step["name"] for step in json.loads(site.a.read("/srv/straight.json"))["steps"]]
+    assert steps.count("memory: store") >= 3 and done["warnings"] == []
+    copy = trainer.restore(reference, on=site.b)
+    after = copy.runs_on()
+    assert all(a["count"] > b["count"] for a, b in zip(after, before, strict=True))
+    copy.remove()
 
 
 def test_annotated_create(site: Site, trainer: Trainer) -> None:

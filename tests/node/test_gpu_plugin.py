@@ -95,6 +95,9 @@ def test_a_dump_that_fails(nodes: tuple[NamespaceNode, NamespaceNode, str], trai
         gpu.faults(nodes[0])
         assert f"the CUDA driver did not checkpoint the GPU: Could not {verb} on process ID" in said
         trainer.runs_on()
+    argv = ["cryoci", "checkpoint", trainer.name, "--straight", "-o", "oci:/srv/straight:1"]
+    assert "CRIU's CUDA plugin needs all memory" in failing(nodes[0], argv)
+    trainer.runs_on()
 
 
 def test_a_restore_that_the_plugin_calls_a_success(

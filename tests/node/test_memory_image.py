@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.node.conftest import Site
-from tests.node.subject import CONFIG, KINDS, Kind, records, runs_on
+from tests.node.subject import CONFIG, KINDS, Kind, failing, records, runs_on
 
 pytestmark = pytest.mark.node
 
@@ -43,6 +43,38 @@ def test_runs_on_elsewhere_with_its_memory(site: Site, name: str, leave: bool) -
     there.restore(reference)
     runs_on(before, there.wait(before["count"] + 3))
     there.remove()
+    subject.remove()
+
+
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_straight_into_the_registry_under_podman(site: Site, below: str) -> None:
+    for node in (site.a, site.b):
+        node.write(CONFIG, f'[runtime]\npath = "{below}"\n{MEMORY.replace("parallel", "criu")}')
+    subject = site.subject(KINDS["podman+cryoci-runtime"])
+    before = subject.start()
+    reference = f"{site.registry}/checkpoints/{subject.name}:1"
+    subject.checkpoint(reference, "--straight", "-R")
+    before = subject.wait(before["count"] + 3)
+    report = subject.checkpoint(reference, "--straight", "--timeline", "/srv/straight.json")
+    steps = [step["name"] for step in json.loads(site.a.read("/srv/straight.json"))["steps"]]
+    assert steps.count("memory: store") >= 3 and "memory: drop" in steps
+    assert report["warnings"] == [] and subject.status == "exited"
+    assert "memory.json" not in records(site.a)
+    assert site.a.sh("ls -A /var/lib/cryoci/tmp") == ""
+    there = subject.on(site.b)
+    there.restore(reference)
+    runs_on(before, there.wait(before["count"] + 3))
+    there.remove()
+    subject.remove()
+
+
+def test_straight_is_refused_where_podman_would_restore_by_its_own_runtime(site: Site) -> None:
+    subject = site.subject(KINDS["podman+crun"])
+    before = subject.start()
+    argv = ["cryoci", "checkpoint", subject.name, "--straight", "-o", f"{site.registry}/{subject.name}:1"]
+    assert "podman --runtime cryoci-runtime" in failing(site.a, argv)
+    assert subject.status == "running"
+    runs_on(before, subject.wait(before["count"] + 3))
     subject.remove()
 
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import mmap
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +93,31 @@ def test_what_is_captured_comes_back(tmp_path: Path, runs: list[tuple[int, str]]
     fill(tmp_path, written)
     assert area.map[:] == before
     del area._anchor
+
+
+def test_a_chunk_is_what_the_page_says_byte_by_byte(area: Area, tmp_path: Path) -> None:
+    """docs/format.md, by its own table, without the code that reads chunks."""
+    page = Path(__file__).parents[2] / "docs" / "format.md"
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (.+) \|$", page.read_text(), re.MULTILINE)
+    fields = [(int(at), int(size)) for at, size, _ in rows]
+    assert [at for at, _ in fields] == [sum(size for _, size in fields[:n]) for n in range(len(fields))]
+    area.map[5 * PAGE] = 1
+    area.map[70 * PAGE] = 1
+    written = capture(area, tmp_path)
+    raw = (tmp_path / f"cryoci-memory-7-{area.start:x}.img").read_bytes()
+    bitmap = bytearray(-(-PAGES // 8))
+    bitmap[0], bitmap[8] = 1 << 5, 1 << 6
+    first = -(-(96 + len(bitmap)) // PAGE) * PAGE
+    pages = bytes(area.map[5 * PAGE : 6 * PAGE] + area.map[70 * PAGE : 71 * PAGE])
+    digest = hashlib.sha256(pages + raw[:64] + bitmap).digest()
+    numbers = [1, PAGE, 7, area.start, PAGES, 2, first, 1, 0]
+    wanted = [
+        b"CRYOCIMC",
+        *(n.to_bytes(size, "little") for n, (_, size) in zip(numbers, fields[1:], strict=False)),
+    ]
+    assert [raw[at : at + size] for at, size in fields] == [*wanted, digest]
+    assert raw[96 : 96 + len(bitmap)] == bitmap and raw[first:] == pages
+    assert written.digest == digest.hex()
 
 
 @pytest.mark.parametrize("kind", [sums.SHA256, sums.XXH3])

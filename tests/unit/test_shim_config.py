@@ -104,6 +104,10 @@ def test_the_sample_documents_every_key_and_is_valid() -> None:
     config.parse(values)
     assert set(values["criu"]) == {f.name.replace("_", "-") for f in fields(CriuOptions)}
     assert set(values["runtime"]) == {"path"}
+    made = config.Config()
+    for table, of in (("gpu", made.gpu), ("devices", made.devices), ("memory", made.memory)):
+        named = {f.name.replace("_", "-") for f in fields(of)}
+        assert set(values[table]) == {"engine" if name == "parallel" else name for name in named}
     assert config.parse(tomllib.loads(text)) == config.Config()  # as shipped it changes nothing
 
 
