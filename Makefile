@@ -52,7 +52,7 @@ check: venv ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy tests
+	$(BIN)/mypy --explicit-package-bases tests bench
 
 test: venv ## check, then every test that this machine can run
 	@# Reports are looked at in a browser; `make demo` needs none.

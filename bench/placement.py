@@ -348,11 +348,11 @@ def measure(size: int, rounds: int, tmpfs: Path, disk: Path | None, counts: list
             if kind:
                 act = partial(writes, source, tmpfs, most, direct=False, kind=kind)
                 table.add(f"tmpfs, with {name}, {most} threads", act)
-        for n in counts if disk else ():
-            for how in ("buffered", "direct"):
-                table.add(
-                    f"disk, {how}, {n} threads", partial(writes, source, disk, n, direct=how == "direct")
-                )
+        for where in [disk] if disk else []:
+            for n in counts:
+                for how in ("buffered", "direct"):
+                    act = partial(writes, source, where, n, direct=how == "direct")
+                    table.add(f"disk, {how}, {n} threads", act)
         table.show()
         if disk:
             table = Table(f"capture to a disk and fill from there, {most} threads", size, rounds)

@@ -347,10 +347,7 @@ def compare(args: argparse.Namespace, megabytes: int) -> None:
         pushed = measure(node, chosen(TOOLS, args.only), args.rounds, f"{WORK}/registry", empty=True)
         node.sh(f"cryoci push -q {CK} oci:{WORK}/made:1", timeout=600)
         size = json.loads(node.sh(f"cryoci inspect --json oci:{WORK}/made:1"))["image"]["size"]
-        if args.push:
-            moved, pulled = {}, {}
-        else:
-            moved, pulled = others(node, args)
+        moved, pulled = ({}, {}) if args.push else others(node, args)
     print(f"{raw / 1e9:.2f} GB of CRIU image and descriptions, {size / 1e9:.2f} GB as an image (zstd 1).")
     print(f"Load when it began: {load:.1f}.")
     kind = ("disk" if args.disk else "tmpfs") + (f", a link of {args.link} Mbit/s" if args.link else "")
