@@ -17,17 +17,10 @@ from tests.nodes.machine import Machine
 pytestmark = [pytest.mark.machine, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def loaded(machine: Machine) -> Machine:
-    """The machine with the counter in podman's storage."""
-    workload.load(machine)
-    return machine
-
-
 @pytest.mark.parametrize("kind", [KINDS["podman+runc"], KINDS["podman+crun"]], ids=["runc", "crun"])
-def test_podman_at_its_defaults(loaded: Machine, kind: Kind) -> None:
+def test_podman_at_its_defaults(machine: Machine, kind: Kind) -> None:
     """Limits are in force before and after, and no process is outside of its container's cgroup."""
-    node = loaded
+    node = machine
     node.write(CONFIG, f'[runtime]\npath = "{kind.below}"\n')
     subject = Subject(node, kind, f"p-{kind.below}", workload.IMAGE)
     before = subject.start(options=("--memory=256m",))
@@ -52,9 +45,9 @@ def _limits(subject: Subject) -> dict[str, str]:
     }
 
 
-def test_pre_checkpoint(loaded: Machine) -> None:
+def test_pre_checkpoint(machine: Machine) -> None:
     """Where the kernel tracks memory: podman dumps it first, and then only what has changed."""
-    node = loaded
+    node = machine
     podman = ["podman", "--runtime=cryoci-runtime"]
     subject = Subject(node, KINDS["podman+cryoci-runtime"], "pre", workload.IMAGE)
     before = subject.start()

@@ -35,7 +35,6 @@ def containerd(machine: Machine) -> Iterator[Machine]:
 def test_commands_side_by_side(containerd: Machine, below: str, program: str) -> None:
     """48 commands over runc and over crun, with limits and engines' defaults (78 over each in namespace nodes)."""
     node = containerd
-    workload.load(node)
     node.write(CONFIG, f'[runtime]\npath = "{below}"\n')
 
     def side(runtime: str, binary: str, port: int) -> list[commands.Answer]:

@@ -19,21 +19,17 @@ NEW = {**LIMITS, "memory.max": str(256 << 20), "pids.max": "50"}
 
 @pytest.fixture(scope="module")
 def registry(machine_cluster: Cluster, two_machines: tuple[Machine, Machine]) -> str:
-    """A registry with the counter, which both machines have; and they have what `--init` needs."""
-    node = machine_cluster.start("registry")
-    address = machine_cluster.registry(node)
-    workload.push(node, f"{address}/counter:1")
+    """A registry for both machines, which have what `--init` needs."""
     for machine in two_machines:
-        machine.run(["podman", "pull", "--quiet", f"{address}/counter:1"], timeout=120)
         everything.give_init(machine)
-    return address
+    return machine_cluster.registry(machine_cluster.start("registry"))
 
 
 @pytest.mark.parametrize("below", ["runc", "crun"])
 def test_there_and_back(two_machines: tuple[Machine, Machine], registry: str, below: str) -> None:
     """podman's own verbs in place and to the other machine; annotated create brings it back, with other limits."""
     here, there = two_machines
-    container = everything.Container(here, below, f"{registry}/counter:1", OPTIONS)
+    container = everything.Container(here, below, workload.IMAGE, OPTIONS)
     container.start()
     must_be_held(container)
     container.stop_and_restore_in_place()

@@ -40,6 +40,12 @@ SHORT, PATIENCE = (
     3.0,
 )  # what takes long may take longer still here; shorter limits are meant as they are
 BOOT_TIMEOUT = 120.0  # seconds; 15 are usual, software emulation on a busy machine takes longer
+# The counter in podman's storage, which takes an emulated processor 15 s. On a tmpfs first, as an overlay cannot have
+# another as its upper directory.
+_LOAD = f"""
+skopeo copy -q oci-archive:{workload.ARCHIVE} 'containers-storage:[overlay@/tmp/storage+/tmp/run]{workload.IMAGE}'
+mkdir -p /var/lib/containers && cp -a /tmp/storage /var/lib/containers/storage
+"""
 # The only module that is needed before the root file system is there.
 _INIT = """#!/bin/sh
 mount -t devtmpfs dev /dev
@@ -62,7 +68,7 @@ def image() -> Path:
     """A directory with `root.ext4`, `vmlinuz` and `initrd`, all but cryoci itself (about 20 s to make)."""
     lowers = [workload.layer(), tree.dependencies(), tree.debian()]
     base = kernel()
-    name = f"machine-{tree.digest([base.name, *(p.name for p in lowers), _INIT, str(DISK_MIB)])}"
+    name = f"machine-{tree.digest([base.name, *(p.name for p in lowers), _INIT, _LOAD, str(DISK_MIB)])}"
 
     def build(path: Path) -> None:
         path.mkdir(parents=True)
@@ -76,7 +82,9 @@ def image() -> Path:
         disk = path / "root.ext4"
         with disk.open("wb") as f:
             f.truncate(DISK_MIB << 20)
-        script = f"cp -a /mnt/usr/lib/modules /usr/lib/ && depmod {version} && mkdir -p /opt/node"
+        script = (
+            f"set -e; cp -a /mnt/usr/lib/modules /usr/lib/; depmod {version}; mkdir -p /opt/node\n{_LOAD}"
+        )
         tree.make_layer(path / "upper", lowers, script, inputs=base)
         mke2fs = which("mke2fs", package="e2fsprogs")
         options = ["-m", "0", "-O", "^metadata_csum", "-E", "lazy_itable_init=1,lazy_journal_init=1"]
