@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cryoci.amounts import rate, seconds, size
+from cryoci.periodic import every
 
 PERIOD = 10.0  # seconds between two lines of a log
 _LOOK = 0.5  # seconds between two looks at a directory that grows
@@ -109,22 +110,18 @@ def growing(progress: Progress, directory: Path, total: int | None) -> Iterator[
         yield
         return
     token = progress.start("", total)
-    stop = threading.Event()
+    seen = 0
 
     def look() -> None:
-        seen = 0
-        while not stop.wait(_LOOK):
-            here = _size(directory)
-            progress.advance(token, here - seen)
-            seen = here
+        nonlocal seen
+        here = _size(directory)
+        progress.advance(token, here - seen)
+        seen = here
 
-    thread = threading.Thread(target=look, name="cryoci-progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with every(_LOOK, look, "cryoci-progress"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         progress.done(token)
 
 

@@ -10,11 +10,10 @@ restore     a pod like the old one, with annotation io.cryoci.restore.CONTAINER,
 from __future__ import annotations
 
 import copy
-import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from cryoci.errors import ConflictError, NotFoundError, ToolError, UsageError
 from cryoci.ociimage import image, reference, referrers, stores
 from cryoci.ociimage.progress import PERIOD
 from cryoci.ociimage.transport import RegistryOptions
+from cryoci.periodic import every
 from cryoci.shim.annotated import request
 from cryoci.uses import kube_fit, kube_labels, kubelet_archive
 from cryoci.uses.kubectl import Kubectl
@@ -46,22 +46,10 @@ class NodeCheckpoint:
     tag: str
 
 
-@contextmanager
-def _told(what: str, say: Callable[[str], None]) -> Iterator[None]:
+def _told(what: str, say: Callable[[str], None]) -> AbstractContextManager[None]:
     """Say a line now and then while the with block waits for `what`."""
-    began, ended = time.monotonic(), threading.Event()
-
-    def tell() -> None:
-        while not ended.wait(PERIOD):
-            say(f"{what}, after {seconds(time.monotonic() - began)}")
-
-    thread = threading.Thread(target=tell, name="cryoci-told", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    began = time.monotonic()
+    return every(PERIOD, lambda: say(f"{what}, after {seconds(time.monotonic() - began)}"), "cryoci-told")
 
 
 def checkpoint(

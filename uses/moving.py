@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cryoci.ociimage.progress import Progress
+from cryoci.periodic import every
 from cryoci.shim import remains
 from cryoci.shim.memory import meter
 
@@ -26,27 +26,26 @@ def shown(progress: Progress | None, directory: str | None = None) -> Iterator[N
         yield
         return
     watch = _Watch(progress, directory)
-    thread = threading.Thread(target=watch.run, name="cryoci-moving", daemon=True)
-    thread.start()
     try:
-        yield
+        with every(_PERIOD, watch.look, "cryoci-moving"):
+            yield
     finally:
-        watch.ended.set()
-        thread.join()
+        watch.end()
 
 
 class _Watch:
     def __init__(self, progress: Progress, directory: str | None) -> None:
-        self.ended = threading.Event()
         self._progress, self._directory = progress, directory
         # of others, or of one that was killed
         self._before = {found.run for found in self._readings().values()}
         self._bars: dict[str, tuple[meter.Reading, object]] = {}
 
-    def run(self) -> None:
-        """Look until `ended`."""
-        while not self.ended.wait(_PERIOD):
-            self._look(self._readings())
+    def look(self) -> None:
+        """See how far what moves is."""
+        self._look(self._readings())
+
+    def end(self) -> None:
+        """Nothing moves any more."""
         self._look({})
 
     def _readings(self) -> dict[str, meter.Reading]:

@@ -8,11 +8,11 @@ the driver (shim/gpu/prefault.py) count before they are written.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+from cryoci.periodic import every
 from cryoci.shim.gpu.tasks import Task
 from cryoci.shim.memory.meter import Meter
 
@@ -28,7 +28,6 @@ def told(directory: str, way: Literal["gpu-out", "gpu-in"], tasks: Sequence[Task
         yield
         return
     before = {task.pid: _resident(task.pid) for task in tasks}
-    ended = threading.Event()
     with Meter(directory, way, total) as meter:
         seen = 0
 
@@ -41,17 +40,10 @@ def told(directory: str, way: Literal["gpu-out", "gpu-in"], tasks: Sequence[Task
                 meter.add(here - seen)
                 seen = here
 
-        def watch() -> None:
-            while not ended.wait(_PERIOD):
-                look()
-
-        thread = threading.Thread(target=watch, name="cryoci-gpu-moved", daemon=True)
-        thread.start()
         try:
-            yield
+            with every(_PERIOD, look, "cryoci-gpu-moved"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             look()
 
 

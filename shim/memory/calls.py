@@ -30,6 +30,7 @@ _libc.syscall.restype = ctypes.c_long
 _PAGEMAP_SCAN = 0xC0606610
 _PRESENT, _SWAPPED, _ZERO, _GUARD = 1 << 3, 1 << 4, 1 << 5, 1 << 8
 _REGIONS = 4096
+_UNKNOWN = (22, 25)  # EINVAL, ENOTTY: Linux before 6.7, or before that category
 TOUCHED = 1024 * PAGE  # PVM_MAX_USER_PAGES: what process_vm_writev takes at a time
 _NOTHING = PAGE  # no program has anything there (vm.mmap_min_addr)
 _KCMP = {"x86_64": 312, "aarch64": 272}
@@ -88,7 +89,7 @@ def present(pagemap: int, start: int, end: int) -> list[Run]:
     try:
         return _scan(pagemap, start, end)
     except OSError as e:
-        if e.errno not in (22, 25):  # EINVAL, ENOTTY: Linux before 6.7
+        if e.errno not in _UNKNOWN:
             raise
     return _entries(pagemap, start, end)
 
@@ -97,13 +98,8 @@ def _scan(pagemap: int, start: int, end: int) -> list[Run]:
     regions = ctypes.create_string_buffer(24 * _REGIONS)
     found: list[Run] = []
     while start < end:
-        argument = bytearray(
-            struct.pack(
-                "12Q", 96, 0, start, end, 0, ctypes.addressof(regions), _REGIONS, 0,
-                _ZERO, _ZERO, _PRESENT | _SWAPPED, _ZERO,
-            )
-        )  # fmt: skip
-        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+        wanted = (_ZERO, _ZERO, _PRESENT | _SWAPPED, _ZERO)
+        count = _ask(pagemap, start, end, regions, _REGIONS, 0, wanted)
         for first, last, _ in struct.iter_unpack("3Q", regions.raw[: 24 * count]):
             _append(found, first, last - first)
         # Not from `walk_end`: after more than 512 regions it is where the kernel's own buffer was full last, although
@@ -120,17 +116,29 @@ def guarded(pagemap: int, start: int, end: int) -> bool:
     False where the kernel does not say (before Linux 6.15). Raises OSError.
     """
     region = ctypes.create_string_buffer(24)
-    argument = bytearray(
-        struct.pack(
-            "12Q", 96, 0, start, end, 0, ctypes.addressof(region), 1, 1, 0, _GUARD, 0, _GUARD,
-        )
-    )  # fmt: skip
     try:
-        return bool(fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument) > 0)
+        return _ask(pagemap, start, end, region, 1, 1, (0, _GUARD, 0, _GUARD)) > 0
     except OSError as e:
-        if e.errno not in (22, 25):
+        if e.errno not in _UNKNOWN:
             raise
     return False
+
+
+def _ask(
+    pagemap: int,
+    start: int,
+    end: int,
+    regions: ctypes.Array[ctypes.c_char],
+    room: int,
+    pages: int,
+    categories: tuple[int, int, int, int],
+) -> int:
+    """How many regions there are in `regions`, which has room for so many; of at most `pages` (0: any number).
+
+    `categories` are inverted, needed, of which one is needed, and told.
+    """
+    head = (96, 0, start, end, 0, ctypes.addressof(regions), room, pages)
+    return int(fcntl.ioctl(pagemap, _PAGEMAP_SCAN, bytearray(struct.pack("12Q", *head, *categories))))
 
 
 def _entries(pagemap: int, start: int, end: int) -> list[Run]:

@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cryoci.ociimage import reference
+from cryoci.ociimage.reference import RegistryRef
 from tests.nodes import tree
 
 CONFIG = {
@@ -53,6 +55,13 @@ def make_checkpoint(directory: Path, pages: int = PAGES) -> Path:
             file.write(generator.randbytes(600 << 10) + bytes((1 << 20) - (600 << 10)))
         file.truncate(pages)
     return directory
+
+
+def ref(text: str) -> RegistryRef:
+    """The image of a registry that `text` names."""
+    found = reference.parse(text)
+    assert isinstance(found, RegistryRef)
+    return found
 
 
 def tree_of(directory: Path) -> dict[str, bytes]:

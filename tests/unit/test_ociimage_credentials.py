@@ -17,8 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cryoci.errors import ConfigError, CryociError, NotFoundError, RegistryError
-from cryoci.ociimage import credentials, image, reference, transport
-from cryoci.ociimage.reference import RegistryRef
+from cryoci.ociimage import credentials, image, transport
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.faults import drain
 from tests.unit.images import (  # noqa: F401
@@ -30,18 +29,13 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     running_registry,
     tree_of,
 )
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 
 from cryoci.errors import CryociError, IntegrityError
-from cryoci.ociimage import image, layers, parallel, reference
+from cryoci.ociimage import image, layers, parallel
 from cryoci.ociimage import registry as registry_module
-from cryoci.ociimage.reference import LayoutRef, RegistryRef
+from cryoci.ociimage.reference import LayoutRef
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.faults import PASSING, Nth, drain, truncate
 from tests.unit.images import (  # noqa: F401
@@ -34,17 +34,12 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     tree_of,
 )
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 @pytest.fixture(scope="module")

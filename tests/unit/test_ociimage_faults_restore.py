@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from cryoci.cli import main, output
 from cryoci.errors import CryociError
-from cryoci.ociimage import extract, image, incoming, layers, reference, zstd
+from cryoci.ociimage import extract, image, incoming, layers, zstd
 from cryoci.ociimage import registry as registry_module
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
@@ -32,6 +32,7 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     tree_of,
 )
@@ -72,12 +73,6 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(incoming, "STEP", 64 << 10)
     monkeypatch.setattr(registry_module, "SMALL", 64 << 10)
     return make_checkpoint(tmp_path / "small", pages=700_000)
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 @pytest.mark.parametrize("kind", faults.KINDS)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cryoci.errors import ConflictError, CryociError
-from cryoci.ociimage import image, layers, partial, reference, tar
+from cryoci.ociimage import image, layers, partial, tar
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
 from cryoci.ociimage.seal import age
 from cryoci.ociimage.seal.keyring import Identities, Recipients
@@ -27,6 +27,7 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     tree_of,
 )
@@ -35,12 +36,6 @@ pytestmark = pytest.mark.usefixtures("no_credentials", "no_sleep")
 
 HOLD = 24 << 20  # bytes of the large layer that a pull gets before it is killed
 SLACK = 12 << 20  # bytes of blob that may be in sockets and queues, or behind the last mark
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from cryoci.errors import ConfigError, IntegrityError, RegistryError, UsageError
-from cryoci.ociimage import contents, image, reference, registries, shelf, transport
-from cryoci.ociimage.reference import RegistryRef
+from cryoci.ociimage import contents, image, registries, shelf, transport
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.images import (  # noqa: F401
     PAGES,
@@ -25,18 +24,13 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     running_registry,
     tree_of,
 )
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 @pytest.fixture

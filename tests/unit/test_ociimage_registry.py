@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cryoci.errors import NotFoundError, RegistryError
-from cryoci.ociimage import image, reference, transport
+from cryoci.ociimage import image, transport
 from cryoci.ociimage.manifest import Descriptor
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.registry import Registry
@@ -26,18 +26,13 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     running_registry,
     tree_of,
 )
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 class Times:

@@ -17,8 +17,7 @@ import certifi
 import pytest
 
 from cryoci.errors import ConfigError, RegistryError
-from cryoci.ociimage import image, reference, registries, transport
-from cryoci.ociimage.reference import RegistryRef
+from cryoci.ociimage import image, registries, transport
 from cryoci.ociimage.transport import RegistryOptions
 from tests.unit.images import (  # noqa: F401
     Proxy,
@@ -28,18 +27,13 @@ from tests.unit.images import (  # noqa: F401
     no_credentials,
     no_sleep,
     proxy,
+    ref,
     registry,
     running_registry,
     tree_of,
 )
 
 pytestmark = pytest.mark.usefixtures("no_credentials")
-
-
-def ref(text: str) -> RegistryRef:
-    found = reference.parse(text)
-    assert isinstance(found, RegistryRef)
-    return found
 
 
 def test_tls_asked_of_a_plain_registry(registry: str) -> None:
