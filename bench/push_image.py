@@ -6,6 +6,7 @@
     python -m bench.push_image --gb 2 6 --disk  one after the other on these sizes; 6 GB fit on no tmpfs of ours
     python -m bench.push_image --push --only cryoci 'oras push'   some of the tools, and no pulls
     python -m bench.push_image --dir DIR        in a fresh test node, on a checkpoint directory of yours
+    python -m bench.push_image --here           on this machine (/var/tmp/bench), with those of the tools that it has
 
 Everything happens in one node: a process with 2 GB of varied memory is dumped by criu, and each tool brings
 the result to a docker-registry on loopback. The tools take turns, round by round, so that the machine's mood is
@@ -18,15 +19,18 @@ it held before and what the target holds in the end (sampled every 20 ms).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.here import Here
 from tests.nodes.cluster import Cluster
 from tests.nodes.node import Node
 
@@ -138,7 +142,7 @@ TOOLS = (
     ),
     Tool(
         "oras-py push, files as they are",
-        f"cd {CK} && /opt/cryoci/bin/python3 {WORK}/oras_py.py push {REGISTRY}/bench/image:1",
+        f"cd {CK} && $PYTHON {WORK}/oras_py.py push {REGISTRY}/bench/image:1",
     ),
     Tool("oras push, files as they are", f"{ORAS} {REGISTRY}/bench/image:1 $(find . -type f -printf '%P ')"),
     Tool(
@@ -204,7 +208,7 @@ PULLERS = (
     ),
     Tool(
         "oras-py pull, files as they are",
-        f"/opt/cryoci/bin/python3 {WORK}/oras_py.py pull {REGISTRY}/bench/raw:1 {WORK}/out",
+        f"$PYTHON {WORK}/oras_py.py pull {REGISTRY}/bench/raw:1 {WORK}/out",
         after=f"rm -rf {WORK}/out",
     ),
     Tool(
@@ -223,7 +227,11 @@ def measure(
             if empty:
                 fresh_registry(node)
             node.sh(f"sync; cat {CK}/checkpoint/* >/dev/null", timeout=600)
-            said = node.run(["python3", "-IS", f"{WORK}/timer.py", tool.script, target], timeout=1800)
+            said = node.run(
+                ["python3", "-IS", f"{WORK}/timer.py", tool.script, target],
+                timeout=1800,
+                env={"PYTHON": sys.executable if isinstance(node, Here) else "/opt/cryoci/bin/python3"},
+            )
             result = json.loads(said.stdout)
             if result["status"] != 0:
                 sys.exit(f"{tool.name} failed: {said.stderr.decode(errors='replace')[-3000:]}")
@@ -319,6 +327,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", action="store_true", help="node storage on disk; default: tmpfs")
+    parser.add_argument("--here", action="store_true", help="on this machine, without a test node")
     parser.add_argument("--push", action="store_true", help="package and push alone")
     parser.add_argument(
         "--link", type=int, metavar="MBIT", help="hold the loopback to this; default: as it is"
@@ -334,23 +343,27 @@ def main() -> None:
 def compare(args: argparse.Namespace, megabytes: int) -> None:
     """All tables for one checkpoint."""
     load = os.getloadavg()[0]
-    with Cluster(tag="bench") as cluster:
-        node = cluster.start("bench", scratch_mib=max(14336, megabytes * 6), disk=args.disk)
+    with contextlib.ExitStack() as stack:
+        node: Node = Here()
+        if not args.here:
+            cluster = stack.enter_context(Cluster(tag="bench"))
+            node = cluster.start("bench", scratch_mib=max(14336, megabytes * 6), disk=args.disk)
         raw = prepare(node, args.dir, megabytes)
         if args.link:
             node.sh(f"tc qdisc add dev lo root tbf rate {args.link}mbit burst 2m latency 20ms")
         versions = node.sh(
-            "for t in criu skopeo buildah podman; do printf '%s %s, ' $t \"$($t --version | "
+            "for t in criu skopeo buildah podman; do command -v $t >&2 && printf '%s %s, ' $t \"$($t --version | "
             "grep -oE '[0-9]+\\.[0-9]+(\\.[0-9]+)?' | head -1)\"; done; oras version | head -1 | "
             "tr -s ' ' | sed s/Version:/oras/"
         )
-        pushed = measure(node, chosen(TOOLS, args.only), args.rounds, f"{WORK}/registry", empty=True)
+        pushed = measure(node, chosen(TOOLS, args), args.rounds, f"{WORK}/registry", empty=True)
         node.sh(f"cryoci push -q {CK} oci:{WORK}/made:1", timeout=600)
         size = json.loads(node.sh(f"cryoci inspect --json oci:{WORK}/made:1"))["image"]["size"]
         moved, pulled = ({}, {}) if args.push else others(node, args)
+        kind = node.sh(f"stat -f -c %T {WORK}").strip()
     print(f"{raw / 1e9:.2f} GB of CRIU image and descriptions, {size / 1e9:.2f} GB as an image (zstd 1).")
     print(f"Load when it began: {load:.1f}.")
-    kind = ("disk" if args.disk else "tmpfs") + (f", a link of {args.link} Mbit/s" if args.link else "")
+    kind += f", a link of {args.link} Mbit/s" if args.link else ""
     print(f"{os.cpu_count()} cores, Linux {platform.release()}, {kind}; {versions.strip()}.\n")
     print(table("Package and push", pushed, raw), "\n")
     if moved:
@@ -359,9 +372,15 @@ def compare(args: argparse.Namespace, megabytes: int) -> None:
         print(table("Pull", pulled, raw), "\n")
 
 
-def chosen(tools: tuple[Tool, ...], only: list[str] | None) -> tuple[Tool, ...]:
-    """Those of `tools` that were asked for; the first one, to which others are compared, is always among them."""
-    return tuple(t for t in tools if not only or t is tools[0] or any(words in t.name for words in only))
+def chosen(tools: tuple[Tool, ...], args: argparse.Namespace) -> tuple[Tool, ...]:
+    """Those of `tools` that were asked for and are there; always the first, to which others are compared."""
+    wanted = [
+        t for t in tools if not args.only or t is tools[0] or any(words in t.name for words in args.only)
+    ]
+    lacking = [
+        p for p in ("oras", "skopeo", "buildah", "podman", "zstd") if args.here and not shutil.which(p)
+    ]
+    return tuple(t for t in wanted if not any(f"{p} " in t.script for p in lacking))
 
 
 Results = dict[str, list[dict[str, float]]]
@@ -369,10 +388,10 @@ Results = dict[str, list[dict[str, float]]]
 
 def others(node: Node, args: argparse.Namespace) -> tuple[Results, Results]:
     """Pushes of the finished image, and pulls."""
-    moved = measure(node, chosen(MOVERS, args.only), args.rounds, f"{WORK}/registry", empty=True)
+    moved = measure(node, chosen(MOVERS, args), args.rounds, f"{WORK}/registry", empty=True)
     node.sh(f"cryoci push -q {CK} {REGISTRY}/bench/image:1", timeout=600)
     node.sh(f"{ORAS} {REGISTRY}/bench/raw:1 $(find . -type f -printf '%P ')", timeout=600)
-    return moved, measure(node, chosen(PULLERS, args.only), args.rounds, f"{WORK}/out", empty=False)
+    return moved, measure(node, chosen(PULLERS, args), args.rounds, f"{WORK}/out", empty=False)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 """`python -m tests.gpu.kit FILE.tar.xz`: what a GPU machine without packages needs to run the suite.
 
 GPU machines often have PyTorch and a driver, and neither CRIU nor a package registry. The kit holds Debian's criu,
-runc, crun and docker-registry from the node tree, started with the tree's libraries (all but libc, whose 2.39 is
-enough), CRIU's CUDA plugin, and the Python packages of cryoci and its tests for the Python of that machine.
+runc, crun and docker-registry from the node tree, and with what cryoci's push is compared, started with the tree's
+libraries (all but libc, whose 2.39 is enough), CRIU's CUDA plugin, and the Python packages of cryoci and its tests for
+the Python of that machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pathlib import Path
 
 from tests.nodes import cuda_plugin, tree
 
-PROGRAMS = ("usr/sbin/criu", "usr/sbin/runc", "usr/bin/crun", "usr/bin/docker-registry")
+PROGRAMS = (
+    *("usr/sbin/criu", "usr/sbin/runc", "usr/bin/crun", "usr/bin/docker-registry"),
+    *("usr/bin/oras", "usr/bin/skopeo", "usr/bin/buildah", "usr/bin/zstd"),  # for bench.push_image --here
+)
 EXTRA = ("libcriu.so.2",)  # crun loads it by name
 LIBC = re.compile(r"(ld-linux|libc\.|libm\.|libpthread|libdl|librt)")
 TESTS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.100")
