@@ -11,6 +11,8 @@ import click
 from cryoci import durations
 from cryoci.shim import app
 
+without = click.option("--no-hooks", is_flag=True, help="Do no steps, whatever annotations say.")
+
 
 def hooks(*kinds: app.Kind) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the options for hooks of `kinds`."""
@@ -33,7 +35,7 @@ def hooks(*kinds: app.Kind) -> Callable[[Callable[..., Any]], Callable[..., Any]
                 type=click.Choice(["fail", "ignore"]),
                 help="Whether a step that fails is a failure (default), or only told.",
             ),
-            click.option("--no-hooks", is_flag=True, help="Do no steps, whatever annotations say."),
+            without,
         ]
         for option in reversed(options):
             command = option(command)

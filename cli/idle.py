@@ -7,7 +7,7 @@ import time
 
 import click
 
-from cryoci.cli import groups, output
+from cryoci.cli import app_options, groups, output
 
 
 @click.group(
@@ -63,6 +63,7 @@ def command() -> None:
     type=click.Choice(["gpu", "traffic", "cpu"]),
     help="Do not look at that. Repeatable.",
 )
+@app_options.without
 @output.metrics_option
 def run(
     members: tuple[str, ...],
@@ -73,6 +74,7 @@ def run(
     gpu: float,
     cpu: float,
     ignore: tuple[str, ...],
+    no_hooks: bool,
     metrics: str | None,
 ) -> None:
     """Watch containers, which run or are parked; they stay as they are when this ends.
@@ -88,7 +90,7 @@ def run(
     from cryoci.uses import metrics as numbers
     from cryoci.uses.idle_probe import Watch
 
-    found = share_member.parse(members, alone=True)
+    found = share_member.parse(members, alone=True, hooks=not no_hooks)
     servers = idle.servers([one.name for one in found], jupyter, jupyter_token)
     watches = {one.name: Watch(gpu, cpu, frozenset(ignore), servers.get(one.name)) for one in found}
     options = idle.Options(durations.parse(after), durations.parse(every))

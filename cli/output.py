@@ -100,6 +100,7 @@ def pairs(items: Sequence[tuple[str, str]]) -> None:
 
 def parked(done: Any, *, as_json: bool, quiet: bool) -> None:
     """What `cryoci park` or `unpark` did."""
+    warn(done.warnings)
     if as_json:
         emit_json(done)
     elif not quiet:

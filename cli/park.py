@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output, told
+from cryoci.cli import app_options, output, told
 
 
 @click.command(
@@ -15,6 +15,7 @@ from cryoci.cli import output, told
 )
 @click.argument("container")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@app_options.hooks("pre-checkpoint", "post-restore")
 @told.options
 @output.json_option
 @output.quiet_option
@@ -24,10 +25,14 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     Its GPUs are free for others until `cryoci unpark`. Its processes, connections and files stay as they are. A
     container without CUDA processes is only frozen. Parking a parked container does nothing.
 
+    Annotation io.cryoci.pre-checkpoint of the container, or --pre-checkpoint, is done first, such as a model server's
+    /sleep; `cryoci unpark` does io.cryoci.post-restore, or what --post-restore says here.
+
     \b
     Examples:
       cryoci park llama
       cryoci park llama && cryoci unpark mistral
+      cryoci park web --pre-checkpoint 'signal: USR1' --pre-checkpoint 'wait: 2s'
     """
     from cryoci.cli.signals import unwinding
     from cryoci.shim import engines
@@ -35,12 +40,13 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
     from cryoci.shim.record import Record
     from cryoci.uses import moving
 
+    hooks = app_options.take(rest)
     with unwinding(), told.about(f"cryoci park {container}", told.take(rest)) as page:
         found = engines.find(container, root=runtime_root)
         with (
             output.progress(quiet or as_json) as progress,
             moving.shown(progress, Record(found.root, found.id).directory),
         ):
-            done = gpu.park(found)
+            done = gpu.park(found, hooks)
         page.seconds = done.seconds
     output.parked(done, as_json=as_json, quiet=quiet)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output
+from cryoci.cli import app_options, output
 
 
 @click.command("share", short_help="Let containers take turns on a GPU: requests bring in who is parked.")
@@ -53,6 +53,7 @@ from cryoci.cli import output
     "--disk", metavar="DIR", help="Store members there, as directories. Default: in the local store."
 )
 @click.option("--registry", metavar="HOST/REPO", help="Push them there instead.")
+@app_options.without
 @output.registry_options
 @output.metrics_option
 def command(
@@ -65,6 +66,7 @@ def command(
     reserve: str | None,
     disk: str | None,
     registry: str | None,
+    no_hooks: bool,
     metrics: str | None,
     **where: Any,
 ) -> None:
@@ -76,6 +78,9 @@ def command(
     With --host-memory, --reserve, --disk or --registry a parked member for which host memory has no room is
     checkpointed and ended; a client that comes for it has it restored from there.
 
+    What annotations io.cryoci.pre-checkpoint and io.cryoci.post-restore of a member say is done before it is parked
+    and after it is unparked: a model server that goes to sleep changes places in a fraction of the time.
+
     \b
     Examples:
       cryoci share --member llama=8001:8000 --member mistral=8002:8000
@@ -86,14 +91,14 @@ def command(
 
     from cryoci import durations
     from cryoci.uses import metrics as numbers
-    from cryoci.uses import share, share_member, share_shelf, share_tiers, stdio
+    from cryoci.uses import share, share_member, share_shelf, share_tiers, share_turns, stdio
 
-    options = share.Options(
+    options = share_turns.Options(
         active, policy, durations.parse(idle) if idle else None, durations.parse(patience)
     )
     goal = share_shelf.goal(disk, registry)
     limits = share_tiers.Limits.parse(host_memory, reserve, stores=goal is not None)
-    found = share_member.parse(members)
+    found = share_member.parse(members, hooks=not no_hooks)
     with stdio.own() as say:
         shelf = share_shelf.Shelf(goal, say, output.options(**where))
         tiers = share_tiers.Tiers(found, shelf, limits, policy, say)

@@ -7,17 +7,20 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output, told
+from cryoci.cli import app_options, output, told
 
 
 @click.command("swap", short_help="Park one container and unpark another.")
 @click.argument("out", metavar="RUNNING")
 @click.argument("into", metavar="PARKED")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@app_options.without
 @told.options
 @output.json_option
 @output.quiet_option
-def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet: bool, **rest: Any) -> None:
+def command(
+    out: str, into: str, runtime_root: str | None, no_hooks: bool, as_json: bool, quiet: bool, **rest: Any
+) -> None:
     """Park RUNNING, then unpark PARKED in its place. If that fails, RUNNING is unparked again.
 
     \b
@@ -37,7 +40,7 @@ def command(out: str, into: str, runtime_root: str | None, as_json: bool, quiet:
         moving.shown(progress, Record(first.root, first.id).directory),
         moving.shown(progress, Record(second.root, second.id).directory),
     ):
-        done = swap.swap(first, second)
+        done = swap.swap(first, second, hooks=not no_hooks)
         page.seconds = {f"{one.container}: {name}": t for one in done for name, t in one.seconds.items()}
     if as_json:
         output.emit_json(list(done))

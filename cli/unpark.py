@@ -7,22 +7,26 @@ from typing import Any
 
 import click
 
-from cryoci.cli import output, told
+from cryoci.cli import app_options, output, told
 
 
 @click.command("unpark", short_help="Bring a parked container back to its GPUs.")
 @click.argument("container")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@app_options.without
 @output.registry_options
 @told.options
 @output.json_option
 @output.quiet_option
-def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool, **where: Any) -> None:
+def command(
+    container: str, runtime_root: str | None, no_hooks: bool, as_json: bool, quiet: bool, **where: Any
+) -> None:
     """Unpark CONTAINER: bring its GPU memory back to its GPUs, and let it run on.
 
     While the GPUs have too little free memory it stays parked, and the message says how much is missing.
     Unparking a running container does nothing. One that a `cryoci share`, which has ended, has put on disk or into a
-    registry is restored from there.
+    registry is restored from there. If its application prepared itself before it was parked, it does what it does
+    after a restore (annotation io.cryoci.post-restore).
 
     \b
     Examples:
@@ -42,6 +46,7 @@ def command(container: str, runtime_root: str | None, as_json: bool, quiet: bool
             root=runtime_root,
             say=lambda line: output.warn([line]),
             registry=output.options(**where),
+            hooks=not no_hooks,
         )
         page.seconds = done.seconds
     output.parked(done, as_json=as_json, quiet=quiet)

@@ -3,8 +3,9 @@
 
 A container's annotations say it, or the flags of the same names:
 
-    io.cryoci.pre-checkpoint              steps, one a line, done in order while the container still runs
-    io.cryoci.post-restore                steps, done once the restored container has proven to run
+    io.cryoci.pre-checkpoint              steps, one a line, done in order while the container still runs, before it
+                                          is checkpointed or parked
+    io.cryoci.post-restore                steps, done once the restored container has proven to run, or is unparked
     io.cryoci.KIND.timeout                time that each step may take; default 30s
     io.cryoci.KIND.on-failure             fail (default): the checkpoint or restore fails; ignore: it goes on
 
@@ -80,7 +81,7 @@ def hooks(kind: Kind, annotations: Mapping[str, object], choice: Choice) -> Hook
     noted = {name: text for name in ANNOTATIONS if isinstance(text := annotations.get(name), str)}
     lines = list(asked) if asked is not None else noted.get(key, "").splitlines()
     where = f"--{kind}" if asked is not None else f"annotation {key}"
-    steps = tuple(_step(line.strip(), where) for line in lines if line.strip())
+    steps = tuple(step(line.strip(), where) for line in lines if line.strip())
     if len(steps) > _MOST:
         raise UsageError(
             f"{where} has {len(steps)} steps", hint=f"at most {_MOST}; put them into one script"
@@ -94,14 +95,20 @@ def hooks(kind: Kind, annotations: Mapping[str, object], choice: Choice) -> Hook
     return Hooks(kind, steps, timeout, policy == "ignore")
 
 
+def both(container: Container, choice: Choice) -> tuple[Hooks, Hooks]:
+    """What is to be done before, and after, an operation on a running container. Raises UsageError."""
+    noted = container.spec.get("annotations") or {}
+    return hooks("pre-checkpoint", noted, choice), hooks("post-restore", noted, choice)
+
+
 def run(container: Container, what: Hooks) -> list[str]:
     """Do the steps in order; returns what failed and was to be ignored. Raises HookError at the first other."""
     ignored = []
-    for step in what.steps:
-        problem = _do(container, step, what.timeout)
+    for one in what.steps:
+        problem = _do(container, one, what.timeout)
         if not problem:
             continue
-        said = f"{what.kind} hook of container {container.name} failed: {step.text}: {problem}"
+        said = f"{what.kind} hook of container {container.name} failed: {one.text}: {problem}"
         if not what.ignore:
             raise HookError(
                 said,
@@ -111,7 +118,8 @@ def run(container: Container, what: Hooks) -> list[str]:
     return ignored
 
 
-def _step(text: str, where: str) -> Step:
+def step(text: str, where: str) -> Step:
+    """A step as annotations and flags write it; `where` it stands. Raises UsageError."""
     act, colon, rest = text.partition(":")
     try:
         words = tuple(shlex.split(rest))
@@ -139,17 +147,17 @@ def _step(text: str, where: str) -> Step:
     return Step(act, words, text)
 
 
-def _do(container: Container, step: Step, timeout: float) -> str:
+def _do(container: Container, one: Step, timeout: float) -> str:
     """Do one step; returns "" or what was wrong."""
     try:
-        if step.act == "exec":
-            return execute(container, step.words, timeout)
-        if step.act == "http":
-            return inside.request(int(container.state()["pid"]), step.words[0], step.words[1], timeout)
-        if step.act == "signal":
-            container.call("kill", after=step.words)
+        if one.act == "exec":
+            return execute(container, one.words, timeout)
+        if one.act == "http":
+            return inside.request(int(container.state()["pid"]), one.words[0], one.words[1], timeout)
+        if one.act == "signal":
+            container.call("kill", after=one.words)
         else:
-            time.sleep(min(durations.parse(step.words[0]), timeout))
+            time.sleep(min(durations.parse(one.words[0]), timeout))
     except (CryociError, OSError) as e:
         return e.message if isinstance(e, CryociError) else str(e)
     return ""

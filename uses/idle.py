@@ -20,7 +20,7 @@ from typing import Literal
 
 from cryoci.errors import ConflictError, CryociError, UsageError
 from cryoci.shim.engines import processes
-from cryoci.uses import idle_probe, idle_state, share
+from cryoci.uses import idle_probe, idle_state, share, share_turns
 from cryoci.uses.guard_state import start_time
 from cryoci.uses.idle_probe import Jupyter, Watch
 from cryoci.uses.idle_state import State
@@ -50,7 +50,7 @@ class Idle:
         self._say = say
         self._watches = watches
         self._share = share.Share(
-            members, share.Options(active=len(members), idle=options.after), say, name="idle"
+            members, share_turns.Options(active=len(members), idle=options.after), say, name="idle"
         )
         self._states: dict[str, State] = {}
         self._parks: dict[str, int] = {}

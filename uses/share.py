@@ -4,8 +4,9 @@
     client -> proxy -> [is it parked? another one is parked, it is unparked] -> container
 
 A client's bytes are held until its container runs; nothing is refused. A container that is parked while it owes an
-answer is unparked again in its turn, for its connections stay open all the while. All of this is one event loop; what
-blocks (park, unpark, connect) is done by threads.
+answer is unparked again in its turn, for its connections stay open all the while. One comes in while the other still
+goes out, as soon as there is room for it. All of this is one event loop; what blocks (park, unpark, connect) is done
+by threads.
 """
 
 from __future__ import annotations
@@ -17,34 +18,18 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from cryoci.errors import ConflictError, CryociError, SpaceError
 from cryoci.shim.engines import overview
-from cryoci.uses import share_connection
+from cryoci.uses import share_connection, share_turns
 from cryoci.uses.metrics import Metric
 from cryoci.uses.share_member import Member
 from cryoci.uses.share_tiers import Tiers
 
 _CONFLICT_SECONDS = 60.0
-_GRACE = 0.2  # seconds in which those who waited for a member can get their bytes to it
 _NOTICE = 1.0  # seconds between two looks at what somebody else has parked or unparked
 _LOOK = 0.05  # seconds between two looks at who is idle, while somebody waits
-
-
-@dataclass(frozen=True)
-class Options:
-    """`active` members run at most. Times in seconds.
-
-    One that is in use keeps its place from others for `patience`; one that nobody has used for `idle` is parked
-    anyway (None: never).
-    """
-
-    active: int = 1
-    policy: Literal["lru", "priority", "round-robin"] = "lru"
-    idle: float | None = None
-    patience: float = 2.0
 
 
 class Share:
@@ -53,7 +38,7 @@ class Share:
     def __init__(
         self,
         members: Sequence[Member],
-        options: Options,
+        options: share_turns.Options,
         say: Callable[[str], None],
         *,
         name: str = "share",
@@ -66,6 +51,7 @@ class Share:
         self._say = say
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[bool]] = set()
 
     async def run(self, beside: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serve until SIGTERM or SIGINT; containers stay as they are then. `beside` runs as long, in the same loop.
@@ -94,7 +80,7 @@ class Share:
             done, _ = await asyncio.wait({*work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             for task in (*work, stopped, *self._tasks):
                 task.cancel()
-            await asyncio.gather(*work, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*work, *self._tasks, *self._leaving, return_exceptions=True)
             for one in work:
                 if one in done:
                     one.result()
@@ -225,6 +211,7 @@ class Share:
             if waiting and await self._bring_in(waiting[0]):
                 continue
             if not waiting:
+                await self._make_even()
                 await self._rest()
             timeout = _LOOK if waiting else self._next_rest()
             with contextlib.suppress(TimeoutError):
@@ -255,18 +242,22 @@ class Share:
     async def _bring_in(self, member: Member) -> bool:
         """Activate `member`, parking others for it; False when it must wait yet."""
         while sum(one.active for one in self.members) >= self._options.active:
-            victim = self._victim(member)
+            victim = share_turns.victim(self.members, member, self._options)
             if victim is None:
                 return False
-            await self._park(victim)
+            await self._leave(victim)
         how = f"restored from {member.stored.tier}" if member.stored is not None else "unparked"
         began = time.monotonic()
         while True:
+            leaving = set(self._leaving)
             try:
                 await (self._tiers.bring(member) if self._tiers else member.move(member.unpark))
                 break
             except SpaceError as e:
-                victim = self._victim(member)
+                if leaving:  # they have given their room by then, or run on
+                    await asyncio.wait(leaving)
+                    continue
+                victim = share_turns.victim(self.members, member, self._options)
                 if victim is None and any(one.active for one in self.members):
                     return False  # somebody will be done, or has had the place for long enough
                 if victim is None:
@@ -295,35 +286,20 @@ class Share:
         self._say(f"{member.name} cannot be brought back: {why}")
         return True
 
-    def _victim(self, member: Member) -> Member | None:
-        """Who is parked for `member`; None: wait.
-
-        One that is used keeps its place for as long as `patience`, for a swap costs more than an answer; then it
-        is parked between two answers, or in the middle of one when `member` has waited for as long too.
-        """
-        now, patience = time.monotonic(), self._options.patience
-        patient = now - member.wanted < patience
-        free = []
-        for one in self.members:
-            if not one.active or one is member or now - one.since < _GRACE:
-                continue
-            had_its_time = now - one.since >= patience
-            if (had_its_time and not patient) if one.busy else (had_its_time or now - one.used >= _GRACE):
-                free.append(one)
-        if self._options.policy == "priority":
-            return max(free, key=lambda one: (not one.busy, one.rank), default=None)
-        if self._options.policy == "round-robin":  # who has had the place longest, however much it is used
-            return min(free, key=lambda one: (one.busy, one.since), default=None)
-        return min(free, key=lambda one: (one.busy, one.used), default=None)
-
-    async def _park(self, member: Member) -> None:
+    async def _park(self, member: Member, lulled: asyncio.Event | None = None) -> bool:
+        """Bring it out, `lulled` being set when its application has prepared itself; False when it runs on."""
         if self._tiers is not None:
             await self._tiers.before_park(member)
         member.active = False
         member.ready.clear()
-        began = time.monotonic()
+        began, loop = time.monotonic(), asyncio.get_running_loop()
+
+        def told() -> None:
+            if lulled is not None:
+                loop.call_soon_threadsafe(lulled.set)
+
         try:
-            await member.move(member.park)
+            await member.move(lambda: member.park(told))
         except (CryociError, OSError) as e:
             member.active = True  # it runs on, as parking promises
             member.ready.set()
@@ -332,8 +308,30 @@ class Share:
             member.problem = e.message if isinstance(e, CryociError) else str(e)
             self._say(f"{member.name} cannot be parked: {member.problem}")
             await asyncio.sleep(1)
-            return
+            self._changed.set()
+            return False
         self._say(f"{member.name} is parked, in {time.monotonic() - began:.3f} s")
+        return True
+
+    async def _leave(self, member: Member) -> None:
+        """Begin to bring it out; returns when its application has prepared itself, or that has failed.
+
+        What follows needs nothing of the application: another one may come in meanwhile, if it finds room.
+        """
+        lulled = asyncio.Event()
+        task = asyncio.create_task(self._park(member, lulled))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        slept = asyncio.create_task(lulled.wait())
+        await asyncio.wait({task, slept}, return_when=asyncio.FIRST_COMPLETED)
+        slept.cancel()
+
+    async def _make_even(self) -> None:
+        """Park whom nobody asks while too many run: one did not leave, and its successor was in already."""
+        running = [one for one in self.members if one.active and not one.busy]
+        if self._leaving or sum(one.active for one in self.members) <= self._options.active or not running:
+            return
+        await self._park(min(running, key=lambda one: one.used))
 
     async def _rest(self) -> None:
         """Park who has not been used for long."""

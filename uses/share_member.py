@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryoci.errors import ConflictError, CryociError, UsageError
-from cryoci.shim import engines, netns
+from cryoci.shim import app, engines, netns
 from cryoci.shim.engines import gpu, podman
 from cryoci.shim.engines.container import Container
 from cryoci.uses import leftover, share_shelf
@@ -33,7 +33,7 @@ class Member:
     runs, as far as this daemon knows. `wanted` is since when somebody waits for it, 0 when nobody does. Of its
     `connections`, those in `waiting` have asked last: an answer is owed to them. Times are monotonic. `moving`: it is
     being parked, unparked or stored, `moves` how often it was. `gone`: the container has ended. `port` 0: it has no
-    clients. `rested`: it was parked because nobody had used it for long.
+    clients. `rested`: it was parked because nobody had used it for long. `hooks`: what its application does before.
 
     `stored` is what `shelf` has of it while it is no container. It is not stored before `kept`, because of `unstored`;
     `closers` end its connections first.
@@ -69,6 +69,7 @@ class Member:
     known: Container | None = None
     pid: int = 0
     started: int = 0
+    hooks: app.Choice = field(default_factory=app.Choice)
     lock: threading.Lock = field(
         default_factory=threading.Lock
     )  # the runtime is asked for one thing at a time
@@ -129,10 +130,10 @@ class Member:
         self.stored = self.shelf.settle(self.name)
         return self.stored is None
 
-    def park(self) -> None:
-        """Bring it out (blocking). Raises what parking raises."""
+    def park(self, lulled: Callable[[], None] = lambda: None) -> None:
+        """Bring it out (blocking); `lulled` is called when its application has prepared itself. Raises as parking."""
         with self.lock:
-            gpu.park(self.container())
+            gpu.park(self.container(), self.hooks, lulled=lulled)
 
     def unpark(self) -> None:
         """Bring it back (blocking). Raises SpaceError while there is no room, what unparking and a restore raise."""
@@ -184,12 +185,16 @@ class Member:
         self.used = time.monotonic()
 
 
-def parse(words: tuple[str, ...], *, alone: bool = False) -> list[Member]:
-    """Members of `NAME=[ADDRESS:]PORT:CONTAINERPORT`; with `alone` NAME will do. Raises UsageError."""
+def parse(words: tuple[str, ...], *, alone: bool = False, hooks: bool = True) -> list[Member]:
+    """Members of `NAME=[ADDRESS:]PORT:CONTAINERPORT`; with `alone` NAME will do; with or without app hooks.
+
+    Raises UsageError.
+    """
     found: list[Member] = []
+    choice = app.Choice(off=not hooks)
     for rank, word in enumerate(words):
         if alone and _ALONE.fullmatch(word):
-            found.append(Member(word, "", 0, 0, rank))
+            found.append(Member(word, "", 0, 0, rank, hooks=choice))
             continue
         matched = _WORDS.fullmatch(word)
         ports = [int(matched[key]) for key in ("port", "inner")] if matched else [0]
@@ -198,7 +203,7 @@ def parse(words: tuple[str, ...], *, alone: bool = False) -> list[Member]:
                 f"{word[:200]!r} is no member", hint="write NAME=PORT:CONTAINERPORT, such as llama=8001:8000"
             )
         host = (matched["host"] or "127.0.0.1").strip("[]")
-        found.append(Member(matched["name"], host, ports[0], ports[1], rank))
+        found.append(Member(matched["name"], host, ports[0], ports[1], rank, hooks=choice))
     for key in ("name", "port"):
         values = [getattr(one, key) for one in found if getattr(one, key)]
         if len(set(values)) != len(values):

@@ -39,7 +39,7 @@ from cryoci.ociimage.transport import RegistryOptions
 from cryoci.shim import app, engines, netns, paths, untrusted
 from cryoci.shim.criu import images
 from cryoci.shim.criu.options import CriuOptions
-from cryoci.shim.engines import bare, gpu, podman, processes
+from cryoci.shim.engines import asleep, bare, gpu, podman, processes
 from cryoci.shim.engines.checkpoint import checkpoint
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import DumpOptions, RestoreOptions
@@ -52,7 +52,7 @@ from cryoci.uses import leftover
 from cryoci.uses.guard_state import start_time
 
 VERSION = 1
-_NO_HOOKS = app.Choice(off=True)  # as for park and unpark: in a frozen container they could not run
+_NO_HOOKS = app.Choice(off=True)  # in a frozen container they could not run: parking has done them
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 
@@ -62,7 +62,8 @@ class Stored:
 
     `of` is its first process and when that started, `bundle` where a bare one's file system stayed (""; its checkpoint
     has it), `need` the bytes of host memory that it takes, `gpus` its gpu.dump. `restoring`: that was begun.
-    `severed`: it holds connections that were closed under it, which CRIU takes for open ones.
+    `severed`: it holds connections that were closed under it, which CRIU takes for open ones. `awake`: its application
+    prepared itself before it was parked, and takes so many bytes by UUID of the GPU when it is itself again.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Stored:
     gpus: dict[str, Any] | None = None
     restoring: bool = False
     severed: bool = False
+    awake: dict[str, int] | None = None
 
     def save(self) -> None:
         """Write the note. Raises OSError."""
@@ -127,6 +129,8 @@ class Shelf:
             name, container.engine, container.runtime, container.id, (pid, start_time(pid)), bundle
         )
         made.need = processes.private_memory(pid)
+        if (owed := asleep.load(container)) is not None:
+            made.awake = dict(owed.vram)
         token = f"{_NO_NAME.sub('-', name.lower()).strip('-')[:60] or 'member'}-{secrets.token_hex(4)}"
         options = DumpOptions(rootfs="none" if bundle else "auto", hooks=_NO_HOOKS)
         try:
@@ -193,7 +197,7 @@ class Shelf:
     def check(self, made: Stored) -> None:
         """Raise SpaceError while its GPUs have no room for it, ConflictError while host memory has none."""
         if made.gpus is not None:
-            gpu.check_room(dumps.Dump.from_json(made.gpus))
+            gpu.check_room(dumps.Dump.from_json(made.gpus), made.awake or {})
         free = preflight.available_memory()
         if made.need > free:
             raise ConflictError(
@@ -216,7 +220,7 @@ class Shelf:
                         engine=made.engine,
                         runtime=None if made.engine == "podman" else made.runtime,
                         bundle=Path(made.bundle) if made.bundle else None,
-                        hooks=_NO_HOOKS,
+                        hooks=_NO_HOOKS if made.awake is None else app.Choice(),
                         criu=CriuOptions(tcp_close=made.severed or None),
                         allow=untrusted.ALLOWABLE,  # made here, and kept where only root writes, or by its digest
                     ),

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 from cryoci.errors import ConflictError, CryociError
+from cryoci.shim import app
 from cryoci.shim.engines import gpu
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.gpu import Parked
 
 
-def swap(out: Container, into: Container) -> tuple[Parked, Parked]:
-    """Park `out`, unpark `into`. Raises what the two raise; then `out` is as it was before."""
+def swap(out: Container, into: Container, *, hooks: bool = True) -> tuple[Parked, Parked]:
+    """Park `out`, unpark `into`, with or without app hooks. Raises what the two raise; `out` is as before then."""
     if out.id == into.id:
         raise ConflictError(f"{out.name} and {into.name} are the same container", hint="name two")
-    parked = gpu.park(out)
+    parked = gpu.park(out, app.Choice(off=not hooks))
     try:
-        return parked, gpu.unpark(into)
+        return parked, gpu.unpark(into, hooks=hooks)
     except BaseException as error:
         if parked.changed:
             try:

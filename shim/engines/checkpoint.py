@@ -34,7 +34,7 @@ from cryoci.files import read_json, sync_tree, write_json
 from cryoci.shim import app, cgroup, hooked, record, rootfs
 from cryoci.shim.criu import log
 from cryoci.shim.criu.probe import FROZEN, probe
-from cryoci.shim.engines import checks, gpu, left, outlived, processes, wake
+from cryoci.shim.engines import asleep, checks, gpu, left, outlived, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.engines.options import DumpOptions, criu_flags
@@ -77,9 +77,7 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
     checks.sink(container, options)
     checks.user(container)
     done = Checkpoint(container, directory)
-    before, after = (
-        app.hooks(kind, container.spec.get("annotations") or {}, options.hooks) for kind in app.KINDS
-    )
+    before, after = app.both(container, options.hooks)
     owed = [after]  # to a container that is not ended
     kept = Path(record.Record(container.root, container.id).directory)
     with ExitStack() as undo, processes.exclusive(kept, f"checkpoint of container {container.name}"):
@@ -93,10 +91,11 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
         was_paused = _was_paused(now, journal)
         # what a killed cryoci has left
         memory.repair(record.Record(container.root, container.id), options.supplier)
+        before = wake.due(container, before, was_paused)
         if before.steps:
-            wake.check_awake(container, was_paused)
             undo.callback(wake.settle, container, owed, done.warnings)
-            _timed(done, "pre-checkpoint hooks", lambda: wake.prepare(container, before, done.warnings))
+            lull = lambda: wake.prepare(container, before, asleep.Asleep(after), done.warnings)  # noqa: E731
+            _timed(done, "pre-checkpoint hooks", lull)
         held = _timed(done, "gpu", lambda: gpu.hold(container, init, "checkpoint", images=directory))
         if held is None:
             done.seconds.pop("gpu")
@@ -146,6 +145,8 @@ def checkpoint(container: Container, directory: Path, options: DumpOptions) -> I
                         held.end()
         finally:
             left.release(container, journal)
+            if not options.leave_running:
+                asleep.forget(container)
 
 
 def _gpu_back(held: Hold, error: BaseException | None) -> bool:

@@ -5,15 +5,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
 from cryoci.command import run
-from cryoci.errors import CheckpointError, ConflictError, CryociError, RestoreError, UnsupportedError
-from cryoci.shim import config, paths
-from cryoci.shim.engines import processes
+from cryoci.errors import (
+    CheckpointError,
+    ConflictError,
+    CryociError,
+    HookError,
+    RestoreError,
+    UnsupportedError,
+)
+from cryoci.shim import app, config, paths
+from cryoci.shim.engines import asleep, processes, wake
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.interrupt import deferred
 from cryoci.shim.gpu import dump as dumps
@@ -34,6 +41,10 @@ class Parked:
     vram: int
     changed: bool
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+_ANNOTATED = app.Choice()
 
 
 def hold(
@@ -71,12 +82,16 @@ def _running(container: Container) -> Iterator[None]:
             container.call("pause")
 
 
-def park(container: Container) -> Parked:
+def park(
+    container: Container, hooks: app.Choice = _ANNOTATED, *, lulled: Callable[[], None] = lambda: None
+) -> Parked:
     """Bring the GPU memory of a container into host memory, free its GPUs and freeze it. Idempotent.
 
-    Raises ConflictError, UnsupportedError, SpaceError, CudaError; the container runs on then.
+    Its application prepares itself before that, by `hooks`; `lulled` is called then.
+    Raises ConflictError, UnsupportedError, SpaceError, CudaError, HookError; the container runs on then.
     """
-    with _exclusive(container):
+    before, after = app.both(container, hooks)
+    with _exclusive(container), ExitStack() as undo:
         left = holds.load(_record(container))
         if left is not None and left.parked and container.status == "paused":
             return Parked(container.name, "parked", preflight.vram(left.dump.tasks), False)
@@ -86,20 +101,42 @@ def park(container: Container) -> Parked:
                 f"container {container.name} is paused",
                 hint="unpause it, then park it: parking pauses it too",
             )
-        _refuse_other_engines(container, int(now.get("pid", 0)))
-        seconds: dict[str, float] = {}
+        init = int(now.get("pid", 0))
+        _refuse_other_engines(container, init)
+        done = Parked(container.name, "parked", 0, True)
+        if before.steps:
+            at = time.monotonic()
+            undo.callback(wake.settle, container, [after], done.warnings)
+            wake.prepare(container, before, asleep.Asleep(after, _used(init)), done.warnings)
+            done.seconds["pre-checkpoint hooks"] = time.monotonic() - at
+        lulled()
         with deferred():
             at = time.monotonic()
-            held = hold(container, int(now.get("pid", 0)), "park") or _empty(container)
-            seconds["gpu"] = time.monotonic() - at
+            held = hold(container, init, "park") or _empty(container)
+            done.seconds["gpu"] = time.monotonic() - at
             try:
                 at = time.monotonic()
                 _pause(container, True)
-                seconds["freeze"] = time.monotonic() - at
+                done.seconds["freeze"] = time.monotonic() - at
             except CryociError:
                 held.release()
                 raise
-        return Parked(container.name, "parked", preflight.vram(held.dump.tasks), True, seconds)
+            undo.pop_all()
+        done.vram = preflight.vram(held.dump.tasks)
+        return done
+
+
+def _used(init: int) -> dict[str, int]:
+    """Bytes that a container holds on each GPU, by UUID."""
+    if not tasks.any_cuda(init):
+        return {}
+    total: dict[str, int] = {}
+    with nvml.opened() as management:
+        by = management.used_by()
+    for pid in tasks.members(init):
+        for uuid, used in by.get(pid, {}).items():
+            total[uuid] = total.get(uuid, 0) + used
+    return total
 
 
 def _refuse_other_engines(container: Container, init: int) -> None:
@@ -113,10 +150,12 @@ def _refuse_other_engines(container: Container, init: int) -> None:
         )
 
 
-def unpark(container: Container) -> Parked:
+def unpark(container: Container, *, hooks: bool = True) -> Parked:
     """Bring a parked container back to its GPUs, and let it run. Idempotent.
 
-    Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError, RestoreError.
+    An application that prepared itself before it was parked then does what it does after a restore, unless `hooks`
+    is False. Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError,
+    RestoreError, and HookError, after which the container runs, and another unpark does the hooks again.
     """
     with _exclusive(container):
         held = holds.load(_record(container))
@@ -124,29 +163,50 @@ def unpark(container: Container) -> Parked:
             status = container.status
             if status != "running":
                 raise ConflictError(f"container {container.name} is {status}, and was not parked by cryoci")
-            return Parked(container.name, status, 0, False)
+            done = Parked(container.name, status, 0, False)
+            done.changed = _wake(container, done, hooks)
+            return done
         if held.purpose != "park":
             raise ConflictError(
                 f"container {container.name} is in the middle of a {held.purpose}",
                 hint="wait for it to end; if its cryoci was killed: `cryoci repair CONTAINER`",
             )
-        check_room(held.dump)
-        seconds: dict[str, float] = {}
+        owed = asleep.load(container) if hooks else None
+        check_room(held.dump, owed.vram if owed is not None else {})
+        done = Parked(container.name, "running", preflight.vram(held.dump.tasks), True)
         with deferred():
             at = time.monotonic()
             if container.status == "paused":
                 _pause(container, False)
-            seconds["thaw"] = time.monotonic() - at
+            done.seconds["thaw"] = time.monotonic() - at
             at = time.monotonic()
             try:
                 held.release()
             except CryociError:
                 _pause(container, True)
                 raise
-            seconds["gpu"] = time.monotonic() - at
+            done.seconds["gpu"] = time.monotonic() - at
         if container.status != "running":
             raise RestoreError(f"container {container.name} is {container.status} after it was unparked")
-        return Parked(container.name, "running", preflight.vram(held.dump.tasks), True, seconds)
+        _wake(container, done, hooks)
+        return done
+
+
+def _wake(container: Container, done: Parked, hooks: bool) -> bool:
+    """Do the post-restore hooks that are owed to it; returns whether any were. Raises HookError."""
+    at = time.monotonic()
+    try:
+        said = asleep.wake(container, off=not hooks)
+    except HookError as e:
+        raise HookError(
+            f"container {container.name} runs, and is not itself yet: {e.message}",
+            hint=f"`cryoci unpark {container.name}` tries that again",
+        ) from e
+    if said is None:
+        return False
+    done.warnings += said
+    done.seconds["post-restore hooks"] = time.monotonic() - at
+    return True
 
 
 def is_parked(container: Container) -> bool:
@@ -184,6 +244,8 @@ def repair(container: Container, supplier: Supplier | None = None) -> str:
             raise CheckpointError(
                 f"container {container.name} is {status}", hint="start it, or restore a checkpoint of it"
             )
+        if status == "running" and (said := asleep.wake(container)) is not None:
+            done.append(", ".join(["post-restore hooks done", *said]))
     return ", ".join(done) or "nothing was left to repair"
 
 
@@ -211,13 +273,19 @@ def _empty(container: Container) -> Hold:
     return held
 
 
-def check_room(dump: dumps.Dump) -> None:
-    """Raise SpaceError unless each GPU has room: a restore that runs out of memory is lost for good."""
+def check_room(dump: dumps.Dump, awake: Mapping[str, int]) -> None:
+    """Raise SpaceError unless each GPU has room: a restore that runs out of memory is lost for good.
+
+    `awake`: bytes by UUID that the container takes again as soon as it runs.
+    """
     if not dump.tasks:
         return
     with nvml.opened() as management:
         here = {gpu.uuid: gpu for gpu in management.gpus()}
-        wanted = [one for one in dump.wanted if one.need]
+        wanted = [
+            dataclasses.replace(one, need=max(one.need, awake.get(one.uuid, 0))) for one in dump.wanted
+        ]
+        wanted = [one for one in wanted if one.need]
         select.choose(wanted, list(here.values()), {one.uuid: one.uuid for one in wanted})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""App hooks around a checkpoint, and what a restored container gets before its restore counts as done."""
+"""App hooks around a checkpoint or a park, and what a restored container gets before its restore counts as done."""
 
 from __future__ import annotations
 
@@ -10,27 +10,33 @@ from typing import Any
 
 from cryoci.errors import CryociError, HookError
 from cryoci.shim import app, inside
+from cryoci.shim.engines import asleep
 from cryoci.shim.engines import bare as bare_containers
 from cryoci.shim.engines import podman as podman_containers
+from cryoci.shim.engines.asleep import Asleep
 from cryoci.shim.engines.container import Container
 from cryoci.shim.engines.options import Restored, RestoreOptions
 
 _PERIOD = 0.02  # seconds
 
 
-def check_awake(container: Container, was_paused: bool) -> None:
-    """Raise HookError when its user has paused the container: then nothing in it can run."""
-    if was_paused:
+def due(container: Container, before: app.Hooks, was_paused: bool) -> app.Hooks:
+    """`before`, without its steps when the container was parked with them. Raises HookError when they cannot run."""
+    if was_paused and before.steps:
+        if asleep.load(container) is not None:
+            return app.Hooks(before.kind)
         raise HookError(
             f"container {container.name} is paused, so its pre-checkpoint hooks cannot run",
             hint="let it run first, or skip them with --no-hooks",
         )
+    return before
 
 
-def prepare(container: Container, before: app.Hooks, warnings: list[str]) -> None:
-    """Have the application prepare itself, while it still runs. Raises HookError."""
+def prepare(container: Container, before: app.Hooks, owed: Asleep, warnings: list[str]) -> None:
+    """Have the application prepare itself, while it still runs; `owed` is noted. Raises HookError."""
     if container.status == "paused":  # by a cryoci that was killed
         container.call("resume")
+    asleep.note(container, owed)
     warnings += app.run(container, before)
 
 
@@ -41,6 +47,7 @@ def settle(container: Container, owed: list[app.Hooks], warnings: list[str]) -> 
             warnings += app.run(container, owed.pop())
     except CryociError as e:
         warnings.append(e.message)
+    asleep.forget(container)
 
 
 def podman(made: Restored, spec: dict[str, Any], options: RestoreOptions) -> None:

@@ -18,7 +18,7 @@ from cryoci.cli import main
 from cryoci.errors import ConfigError, ConflictError, CryociError, NotFoundError
 from cryoci.ociimage import credentials
 from cryoci.shim import engines
-from cryoci.uses import guard_state, idle, share
+from cryoci.uses import guard_state, idle, share, share_turns
 from cryoci.uses.guard_state import State
 from cryoci.uses.share_member import Member
 from tests.unit.live_runtime import LiveRuntime, stored
@@ -95,7 +95,7 @@ def test_nobody_is_parked_for_a_daemon_whose_port_is_taken() -> None:
         with pytest.raises(
             ConflictError, match=rf"cannot listen on 127.0.0.1:{port} for b: Address already"
         ):
-            asyncio.run(share.Share(members, share.Options(), print).run())
+            asyncio.run(share.Share(members, share_turns.Options(), print).run())
 
 
 def _free() -> int:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cryoci.errors import ConflictError, SpaceError, UsageError
+from cryoci.shim import app
 from cryoci.shim.engines import gpu
 from cryoci.shim.engines.container import Container
-from cryoci.uses import share, swap
+from cryoci.uses import share, share_turns, swap
 from cryoci.uses.share_member import Member, parse
 
 AGO = 100.0  # seconds: long enough for everything
@@ -31,8 +35,7 @@ def members(*busy: str) -> list[Member]:
 
 
 def victim(found: list[Member], **options: Any) -> str | None:
-    daemon = share.Share(found, share.Options(active=2, **options), print)
-    chosen = daemon._victim(found[2])
+    chosen = share_turns.victim(found, found[2], share_turns.Options(active=2, **options))
     return chosen.name if chosen else None
 
 
@@ -100,11 +103,12 @@ def container(name: str) -> Container:
 def test_a_swap_that_fails_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
-    def park(one: Container) -> gpu.Parked:
+    def park(one: Container, hooks: app.Choice) -> gpu.Parked:
+        assert not hooks.off
         done.append(f"park {one.name}")
         return gpu.Parked(one.name, "parked", 0, True)
 
-    def unpark(one: Container) -> gpu.Parked:
+    def unpark(one: Container, *, hooks: bool = True) -> gpu.Parked:
         done.append(f"unpark {one.name}")
         if one.name == "large":
             raise SpaceError("its GPU has too little memory")
@@ -117,3 +121,80 @@ def test_a_swap_that_fails_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch)
     assert done == ["park small", "unpark large", "unpark small"]
     with pytest.raises(ConflictError):
         swap.swap(container("small"), container("small"))
+
+
+class Slow(Member):
+    """Goes out in two steps, its application's and the driver's; comes in when there is `room`."""
+
+    room = True
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        super().__init__(name, "", 0, 0)
+        self.said = said
+        self.asked, self.driver, self.fails = threading.Event(), threading.Event(), False
+
+    def park(self, lulled: Callable[[], None] = lambda: None) -> None:
+        assert self.asked.wait(5)
+        self.said.append(f"{self.name} prepared")
+        lulled()
+        assert self.driver.wait(5)
+        if self.fails:
+            raise ConflictError("it is traced")
+        self.said.append(f"{self.name} out")
+        Slow.room = True
+
+    def unpark(self) -> None:
+        self.said.append(f"{self.name} {'in' if Slow.room else 'finds no room'}")
+        if not Slow.room:
+            raise SpaceError("its GPU has too little memory")
+
+
+def changing_places(act: Callable[[share.Share, Slow, Slow], Coroutine[None, None, None]]) -> list[str]:
+    """`act` on a share in which the first runs and the second is wanted; returns what happened."""
+    said: list[str] = []
+    one, two = Slow("one", said), Slow("two", said)
+    one.active, two.wanted = True, time.monotonic()
+    asyncio.run(act(share.Share([one, two], share_turns.Options(), said.append), one, two))
+    return [line for line in said if " runs: " not in line and " is parked, " not in line]
+
+
+def test_one_comes_in_while_the_other_goes_out() -> None:
+    async def act(daemon: share.Share, one: Slow, two: Slow) -> None:
+        coming = asyncio.create_task(daemon._bring_in(two))
+        await asyncio.sleep(0.05)
+        assert not two.active and one.said == []  # its application is still at it
+        one.asked.set()
+        assert await coming and [m.name for m in daemon.members if m.active] == ["two"]
+        one.driver.set()
+        await asyncio.wait(daemon._leaving)
+
+    Slow.room = True
+    assert changing_places(act) == ["one prepared", "two in", "one out"]
+
+
+def test_one_comes_in_when_the_other_has_made_room() -> None:
+    async def act(daemon: share.Share, one: Slow, two: Slow) -> None:
+        one.asked.set()
+        asyncio.get_running_loop().call_later(0.1, one.driver.set)
+        assert await daemon._bring_in(two) and two.active
+
+    Slow.room = False
+    assert changing_places(act) == ["one prepared", "two finds no room", "one out", "two in"]
+
+
+def test_when_the_other_does_not_leave_one_of_them_goes_soon() -> None:
+    async def act(daemon: share.Share, one: Slow, two: Slow) -> None:
+        for each in (one, two):
+            each.asked.set()
+        one.fails = True
+        assert await daemon._bring_in(two)
+        one.driver.set()
+        two.driver.set()
+        await asyncio.wait(daemon._leaving)
+        assert all(m.active for m in daemon.members)  # one more than may
+        two.used = one.used - 1
+        await daemon._make_even()
+        assert [m.name for m in daemon.members if m.active] == ["one"]
+
+    Slow.room = True
+    assert changing_places(act)[-2:] == ["two prepared", "two out"]
