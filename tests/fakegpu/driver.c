@@ -356,6 +356,25 @@ int cuMemAlloc_v2(uint64_t *pointer, size_t size)
 	return code;
 }
 
+int cuMemFree_v2(uint64_t pointer)
+{
+	uint64_t i = (pointer >> 40) - 1;
+	int code = enter();
+	if (code)
+		return code;
+	code = INVALID;
+	if (i < BUFFERS && me->buffer[i].size) {
+		struct buffer *b = &me->buffer[i];
+		munmap(b->at, b->size);
+		close(b->fd);
+		me->used[b->device] -= b->size;
+		memset(b, 0, sizeof *b);
+		code = OK;
+	}
+	leave();
+	return code;
+}
+
 static char *place(uint64_t pointer, size_t size)
 {
 	uint64_t i = (pointer >> 40) - 1, offset = pointer & ((1ULL << 40) - 1);

@@ -43,18 +43,24 @@ STARTUP = 120.0  # seconds until PyTorch's first step
 class Node:
     """Environment and configuration for one runtime below cryoci-runtime.
 
-    Two nodes with another `state` know nothing of each other: no store, no records, no checkpoints in common.
+    `more` ends its configuration. Two nodes with another `state` know nothing of each other: no store, no records, no
+    checkpoints in common.
     """
 
     def __init__(
-        self, below: str, state: str = "", engine: str = "driver", libdir: str = "/usr/lib/criu"
+        self,
+        below: str,
+        state: str = "",
+        engine: str = "driver",
+        libdir: str = "/usr/lib/criu",
+        more: str = "",
     ) -> None:
         self.below = below
         BASE.mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(BASE):
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100g", "tmpfs", str(BASE)], check=True)
-        config = BASE / f"config.{below}.{engine}.toml"
-        config.write_text(CONFIG.format(below=below, engine=engine, libdir=libdir))
+        config = BASE / f"config.{below}.{engine}{state}.toml"
+        config.write_text(CONFIG.format(below=below, engine=engine, libdir=libdir) + more)
         self.environment = {
             **os.environ,
             "CRYOCI_CONFIG": str(config),
@@ -106,6 +112,7 @@ class Program:
     files: tuple[str, ...] = ()
     binds: tuple[Path, ...] = ()
     environment: tuple[str, ...] = ()
+    annotations: dict[str, str] = {}
     driver_folder = True  # the driver's files where this machine has them
 
     def __init__(self, node: Node, name: str) -> None:
@@ -172,6 +179,7 @@ class Program:
             options = ["rbind", "ro", "rprivate"]
             spec["mounts"].append({"destination": one, "type": "bind", "source": one, "options": options})
         self.give_devices(spec)
+        spec["annotations"] = {**spec.get("annotations", {}), **self.annotations}
         path.write_text(json.dumps(spec))
 
     def give_devices(self, spec: dict[str, Any]) -> None:

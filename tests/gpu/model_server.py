@@ -5,6 +5,7 @@
     model_server.py serve DIRECTORY --port N [--device cuda:0]
 
 POST /generate {"ids": [...], "tokens": N} answers {"ids": [...], "boot": "..."}, the same for a model and prompt.
+POST /sleep brings the weights to host memory, /wake_up brings them back, as vLLM's do (level 1).
 Where there is no PyTorch, a stand-in keeps the file's bytes on the GPU by the driver's own functions and answers
 with hashes of them.
 """
@@ -37,6 +38,7 @@ class Llama:
         self._model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.bfloat16, device_map=device
         ).eval()
+        self._kept: dict[str, Any] = {}  # pinned copies of the weights, which cost seconds to make
 
     @staticmethod
     def make(directory: str, seed: int, layers: int, device: str) -> None:
@@ -70,6 +72,23 @@ class Llama:
                 past, put = out.past_key_values, out.logits[:, -1:].argmax(-1)
                 found.append(int(put))
         return found
+
+    def sleep(self) -> None:
+        """The weights to pinned host memory."""
+        for name, weight in self._model.named_parameters():
+            if name not in self._kept:
+                self._kept[name] = self._torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True)
+            self._kept[name].copy_(weight.data, non_blocking=True)
+        self._torch.cuda.synchronize()
+        for _, weight in self._model.named_parameters():
+            weight.data = self._torch.empty(0, dtype=weight.dtype, device=self._device)
+        self._torch.cuda.empty_cache()
+
+    def wake_up(self) -> None:
+        """And back."""
+        for name, weight in self._model.named_parameters():
+            weight.data = self._kept[name].to(self._device, non_blocking=True)
+        self._torch.cuda.synchronize()
 
 
 class StandIn:
@@ -106,6 +125,17 @@ class StandIn:
             found.append(int.from_bytes(digest.digest()[:4], "little") % VOCABULARY)
         return found
 
+    def sleep(self) -> None:
+        """The bytes to host memory."""
+        self._kept = ctypes.create_string_buffer(self._size)
+        self._check(self._cuda.cuMemcpyDtoH_v2(self._kept, self._at, ctypes.c_size_t(self._size)))
+        self._check(self._cuda.cuMemFree_v2(self._at))
+
+    def wake_up(self) -> None:
+        """And back."""
+        self._check(self._cuda.cuMemAlloc_v2(ctypes.byref(self._at), ctypes.c_size_t(self._size)))
+        self._check(self._cuda.cuMemcpyHtoD_v2(self._at, self._kept, ctypes.c_size_t(self._size)))
+
     def _check(self, code: int) -> None:
         if code:
             raise SystemExit(f"CUDA error {code}")
@@ -120,8 +150,12 @@ def serve(model: Any, port: int) -> None:
             self._say({"boot": boot})
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with one:
+            asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            with one:  # an answer is not interrupted by sleep
+                if self.path in ("/sleep", "/wake_up"):
+                    (model.sleep if self.path == "/sleep" else model.wake_up)()
+                    self._say({"boot": boot})
+                    return
                 ids = model.answer(asked["ids"], asked["tokens"])
             self._say({"ids": ids, "boot": boot})
 

@@ -38,16 +38,21 @@ for _ in range({pieces}):
 
 
 class Server(Program):
-    """A container `name` that serves the model in `directory` on 127.0.0.1:`port`."""
+    """A container `name` that serves the model in `directory` on 127.0.0.1:`port`; with app hooks it `sleeps`."""
 
     files = ("model_server.py",)
     environment = ("HF_HUB_OFFLINE=1",)
 
-    def __init__(self, node: Node, name: str, directory: Path, port: int) -> None:
+    def __init__(self, node: Node, name: str, directory: Path, port: int, *, sleeps: bool = False) -> None:
         super().__init__(node, name)
         self.model = directory
         self.binds = (directory,)
         self.port = port
+        if sleeps:
+            self.annotations = {
+                "io.cryoci.pre-checkpoint": f"http: POST http://127.0.0.1:{port}/sleep",
+                "io.cryoci.post-restore": f"http: POST http://127.0.0.1:{port}/wake_up",
+            }
 
     def argv(self) -> list[str]:
         return ["python3", "-u", "/app/model_server.py", "serve", str(self.model), "--port", str(self.port)]
