@@ -128,6 +128,28 @@ def test_through_a_registry(node: Node, trainer: Trainer, registry: str) -> None
     report(f"restore from a registry under {node.below}", round(time.monotonic() - at, 2))
 
 
+@pytest.mark.parametrize("below", ["runc", "crun"])
+def test_straight_to_a_registry(below: str, registry: str) -> None:
+    """Memory that the driver has brought out is stored with no copy; the container goes on, and comes back."""
+    node = Node(below, "-straight", more='[memory]\nengine = "parallel"\n')
+    trainer = Trainer(node, f"straight-{below}").start()
+    try:
+        reference = f"{registry}/gpu/straight:1"
+        for words in (["--leave-running"], []):
+            at = time.monotonic()
+            node.cryoci(
+                *("checkpoint", trainer.name, "--straight", "--rootfs", "none", "-o", reference), *words
+            )
+            seconds = time.monotonic() - at
+            report(f"checkpoint --straight {' '.join(words)} under {below}", f"{seconds:.2f} s")
+            if words:
+                trainer.runs_on()
+        assert trainer.state == {}
+        trainer.restore(reference)
+    finally:
+        trainer.remove()
+
+
 def test_the_tool_is_killed_between_every_two_steps(node: Node, trainer: Trainer) -> None:
     for step in KILL_AT:
         for when in ("before", "after"):
