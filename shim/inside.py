@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Act inside of a container's namespaces: talk to its application, name its host.
-
-Also a program, `python -m cryoci.shim.inside PID http METHOD URL SECONDS`, `... PID port NUMBER SECONDS` and
-`... PID hostname NAME SECONDS`, for a process enters a namespace as a whole. Its status is 0 when that went well,
-else 1, and it says why.
-"""
+"""Act inside of a container's namespaces: talk to its application, name its host. A thread enters them for that."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
-import subprocess
-import sys
 import urllib.parse
+from contextlib import suppress
 
 from cryoci.errors import ConflictError, RestoreError, UsageError
 from cryoci.shim import netns
@@ -21,7 +15,7 @@ from cryoci.shim import netns
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
-_GRACE = 5.0  # seconds that the program itself may take, beyond the time of its question
+_SLACK = 0.5  # seconds beyond those of a question, in which it can still say what was wrong
 
 
 def check_url(method: str, url: str) -> None:
@@ -46,13 +40,38 @@ def check_url(method: str, url: str) -> None:
 
 def request(pid: int, method: str, url: str, timeout: float) -> str:
     """Ask the application of `pid`; returns "" for a 2xx answer within `timeout` seconds, else what was wrong."""
+    import http.client  # 10 ms, which restores and checkpoints need not spend
+
     check_url(method, url)
-    return _call(pid, ["http", method, url], timeout)
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 80, timeout=timeout)
+    path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+
+    def ask() -> str:
+        connection.request(method, path, headers={"Connection": "close"})
+        answer = connection.getresponse()
+        return "" if 200 <= answer.status < 300 else f"the answer was {answer.status} {answer.reason}"
+
+    try:
+        return netns.within(pid, ask, timeout + _SLACK)
+    except TimeoutError:
+        return f"no answer within {timeout:g} s"
+    except (OSError, http.client.HTTPException) as e:
+        return str(e) or type(e).__name__
+    finally:
+        if connection.sock is not None:  # an answer that comes byte by byte would keep its thread
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
 
 
 def answers(pid: int, port: int, timeout: float) -> bool:
     """Whether a TCP port takes connections on the loopback of `pid`'s network."""
-    return _call(pid, ["port", str(port)], timeout) == ""
+    try:
+        netns.within(pid, lambda: socket.create_connection(("127.0.0.1", port), timeout).close())
+    except OSError:
+        return False
+    return True
 
 
 def set_hostname(pid: int, name: str) -> None:
@@ -64,60 +83,7 @@ def set_hostname(pid: int, name: str) -> None:
             "the container shares the host name of this node, which is not changed",
             hint="leave --hostname out",
         )
-    if problem := _call(pid, ["hostname", name], _GRACE):
-        raise RestoreError(f"the container's host name could not be set: {problem}")
-
-
-def _call(pid: int, words: list[str], timeout: float) -> str:
-    argv = [sys.executable, "-m", "cryoci.shim.inside", str(pid), *words, str(timeout)]
     try:
-        result = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout + _GRACE,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {timeout:g} s"
-    said = result.stderr.decode(errors="replace").strip()
-    return "" if result.returncode == 0 else said.rpartition("\n")[2] or f"status {result.returncode}"
-
-
-def _http(method: str, url: str, timeout: float) -> str:
-    import http.client  # 10 ms, which restores and checkpoints need not spend
-
-    parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(str(parts.hostname), parts.port or 80, timeout=timeout)
-    try:
-        path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        connection.request(method, path, headers={"Connection": "close"})
-        answer = connection.getresponse()
-    except TimeoutError:
-        return f"no answer within {timeout:g} s"
-    except (OSError, http.client.HTTPException) as e:
-        return str(e) or type(e).__name__
-    finally:
-        connection.close()
-    return "" if 200 <= answer.status < 300 else f"the answer was {answer.status} {answer.reason}"
-
-
-def _main(argv: list[str]) -> str:
-    pid, kind, timeout = int(argv[1]), argv[2], float(argv[-1])
-    if kind == "hostname":
-        netns.enter(pid, "uts")
-        socket.sethostname(argv[3])
-        return ""
-    netns.enter(pid)
-    if kind == "http":
-        return _http(argv[3], argv[4], timeout)
-    try:
-        socket.create_connection(("127.0.0.1", int(argv[3])), timeout).close()
+        netns.within_path(f"/proc/{pid}/ns/uts", "uts", lambda: socket.sethostname(name))
     except OSError as e:
-        return str(e)
-    return ""
-
-
-if __name__ == "__main__":
-    problem = _main(sys.argv)
-    sys.exit(problem or 0)
+        raise RestoreError(f"the container's host name could not be set: {e.strerror}") from e

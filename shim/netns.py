@@ -32,15 +32,16 @@ def raise_loopback(pid: int) -> bool:
     return True
 
 
-def within(pid: int, act: Callable[[], T]) -> T:
+def within(pid: int, act: Callable[[], T], limit: float | None = None) -> T:
     """What `act` returns in the network namespace of `pid`: a thread enters it, this process stays where it is.
 
-    What `act` opens stays open. Raises OSError, and what `act` raises.
+    What `act` opens stays open. Raises OSError, and what `act` raises; TimeoutError when it takes longer than `limit`
+    seconds, and then goes on.
     """
-    return within_path(f"/proc/{pid}/ns/net", "net", act)
+    return within_path(f"/proc/{pid}/ns/net", "net", act, limit)
 
 
-def within_path(path: str, kind: str, act: Callable[[], T]) -> T:
+def within_path(path: str, kind: str, act: Callable[[], T], limit: float | None = None) -> T:
     """What `act` returns in the "net" or "uts" namespace at `path`, as in `within`."""
     made: list[T] = []
     failed: list[BaseException] = []
@@ -52,17 +53,14 @@ def within_path(path: str, kind: str, act: Callable[[], T]) -> T:
         except BaseException as e:
             failed.append(e)
 
-    thread = threading.Thread(target=inside)
+    thread = threading.Thread(target=inside, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(limit)
     if failed:
         raise failed[0]
+    if not made:
+        raise TimeoutError(f"it takes longer than {limit:g} s")
     return made[0]
-
-
-def enter(pid: int, kind: str = "net") -> None:
-    """Move this process, for good, into the network (or "uts") namespace of `pid`. Raises OSError."""
-    _enter(f"/proc/{pid}/ns/{kind}", kind)
 
 
 def _enter(path: str, kind: str) -> None:
@@ -77,7 +75,7 @@ def _enter(path: str, kind: str) -> None:
 def _main(pid: int) -> None:
     from pyroute2 import IPRoute
 
-    enter(pid)
+    _enter(f"/proc/{pid}/ns/net", "net")
     with IPRoute() as route:
         route.link("set", index=1, state="up")  # the first device of any namespace is lo
 

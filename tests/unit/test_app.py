@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -197,3 +199,25 @@ def test_http_is_asked_in_the_network_of_a_process() -> None:
         port = server.server_port
     assert "refused" in inside.request(pid, "POST", f"http://127.0.0.1:{port}/sleep", 5)
     assert not inside.answers(pid, port, 5)
+
+
+@root_only
+def test_an_answer_that_comes_byte_by_byte_is_no_answer() -> None:
+    """Each byte is within the time of a socket; the whole is not, and the connection does not stay."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ended = threading.Event()
+
+        def drip() -> None:
+            client, _ = listening.accept()
+            with client:
+                client.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                with contextlib.suppress(OSError):
+                    while not ended.wait(0.05):
+                        client.sendall(b"x")
+            ended.set()
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        assert inside.request(os.getpid(), "GET", url, 0.3) == "no answer within 0.3 s"
+        assert ended.wait(5)
