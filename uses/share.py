@@ -16,6 +16,7 @@ import contextlib
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
@@ -51,7 +52,7 @@ class Share:
         self._say = say
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leaving: set[asyncio.Task[bool]] = set()
+        self._leaving: dict[asyncio.Task[None], threading.Event] = {}
 
     async def run(self, beside: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serve until SIGTERM or SIGINT; containers stay as they are then. `beside` runs as long, in the same loop.
@@ -249,9 +250,13 @@ class Share:
         how = f"restored from {member.stored.tier}" if member.stored is not None else "unparked"
         began = time.monotonic()
         while True:
-            leaving = set(self._leaving)
+            leaving = dict(self._leaving)
+            others = functools.partial(_all_lulled, list(leaving.values())) if leaving else None
             try:
-                await (self._tiers.bring(member) if self._tiers else member.move(member.unpark))
+                if self._tiers is not None:
+                    await self._tiers.bring(member, others)
+                else:
+                    await member.move(functools.partial(member.unpark, others))
                 break
             except SpaceError as e:
                 if leaving:  # they have given their room by then, or run on
@@ -286,20 +291,19 @@ class Share:
         self._say(f"{member.name} cannot be brought back: {why}")
         return True
 
-    async def _park(self, member: Member, lulled: asyncio.Event | None = None) -> bool:
-        """Bring it out, `lulled` being set when its application has prepared itself; False when it runs on."""
+    async def _park(self, member: Member) -> None:
+        """Bring it out; it runs on when that fails."""
         if self._tiers is not None:
             await self._tiers.before_park(member)
+        await self._out(member)
+
+    async def _out(self, member: Member, lulled: Callable[[], None] = lambda: None) -> None:
+        """`lulled` is called when its application has prepared itself."""
         member.active = False
         member.ready.clear()
-        began, loop = time.monotonic(), asyncio.get_running_loop()
-
-        def told() -> None:
-            if lulled is not None:
-                loop.call_soon_threadsafe(lulled.set)
-
+        began = time.monotonic()
         try:
-            await member.move(lambda: member.park(told))
+            await member.move(lambda: member.park(lulled))
         except (CryociError, OSError) as e:
             member.active = True  # it runs on, as parking promises
             member.ready.set()
@@ -309,22 +313,22 @@ class Share:
             self._say(f"{member.name} cannot be parked: {member.problem}")
             await asyncio.sleep(1)
             self._changed.set()
-            return False
+            return
         self._say(f"{member.name} is parked, in {time.monotonic() - began:.3f} s")
-        return True
 
     async def _leave(self, member: Member) -> None:
-        """Begin to bring it out; returns when its application has prepared itself, or that has failed.
+        """Begin to bring it out: another one may come in meanwhile, as far as it finds room."""
+        if self._tiers is not None:
+            await self._tiers.before_park(member)
+        lulled = threading.Event()
+        task = asyncio.create_task(self._out(member, lulled.set))
+        self._leaving[task] = lulled
 
-        What follows needs nothing of the application: another one may come in meanwhile, if it finds room.
-        """
-        lulled = asyncio.Event()
-        task = asyncio.create_task(self._park(member, lulled))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-        slept = asyncio.create_task(lulled.wait())
-        await asyncio.wait({task, slept}, return_when=asyncio.FIRST_COMPLETED)
-        slept.cancel()
+        def left(task: asyncio.Task[None]) -> None:
+            self._leaving.pop(task).set()
+
+        task.add_done_callback(left)
+        await asyncio.sleep(0)  # it has begun
 
     async def _make_even(self) -> None:
         """Park whom nobody asks while too many run: one did not leave, and its successor was in already."""
@@ -381,3 +385,9 @@ class Share:
             each("failures_total", "counter", "Parks and unparks that failed.", lambda m: m.failures),
             each("unpark_seconds", "gauge", "How long the last unpark took.", lambda m: m.seconds),
         ]
+
+
+def _all_lulled(leaving: Sequence[threading.Event]) -> None:
+    """Wait until the applications of all who leave have prepared themselves, or do not leave."""
+    for one in leaving:
+        one.wait()

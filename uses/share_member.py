@@ -135,11 +135,14 @@ class Member:
         with self.lock:
             gpu.park(self.container(), self.hooks, lulled=lulled)
 
-    def unpark(self) -> None:
-        """Bring it back (blocking). Raises SpaceError while there is no room, what unparking and a restore raise."""
+    def unpark(self, others: Callable[[], None] | None = None) -> None:
+        """Bring it back (blocking); `others` waits for those who are about to give their room.
+
+        Raises SpaceError while there is no room, what unparking and a restore raise.
+        """
         with self.lock:
             if self.stored is None:
-                gpu.unpark(self.container())
+                gpu.unpark_or_stay(self.container(), others=others)
                 return
             assert self.shelf is not None
             self.shelf.bring(self.stored)

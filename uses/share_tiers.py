@@ -142,12 +142,12 @@ class Tiers:
         if self._limits.stores:
             await self._make_room(await asyncio.to_thread(self._brings, member))
 
-    async def bring(self, member: Member) -> None:
-        """Have `member` run again, from where it is. Raises what unparking and a restore raise."""
+    async def bring(self, member: Member, others: Callable[[], None] | None = None) -> None:
+        """Have `member` run again, from where it is. Raises as `Member.unpark`."""
         made, began = member.stored, time.monotonic()
         if made is not None and self._limits.host is None:
             await self._make_room(made.need)
-        await member.move(member.unpark)
+        await member.move(lambda: member.unpark(others))
         if made is not None:
             self._counts["restored"] += 1
             self._seconds["restore"] = time.monotonic() - began

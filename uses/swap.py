@@ -16,7 +16,7 @@ def swap(out: Container, into: Container, *, hooks: bool = True) -> tuple[Parked
         raise ConflictError(f"{out.name} and {into.name} are the same container", hint="name two")
     parked = gpu.park(out, app.Choice(off=not hooks))
     try:
-        return parked, gpu.unpark(into, hooks=hooks)
+        return parked, gpu.unpark_or_stay(into, hooks=hooks)
     except BaseException as error:
         if parked.changed:
             try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from cryoci.errors import (
     CryociError,
     HookError,
     RestoreError,
+    SpaceError,
     UnsupportedError,
 )
 from cryoci.shim import app, config, paths
@@ -111,19 +112,25 @@ def park(
             done.seconds["pre-checkpoint hooks"] = time.monotonic() - at
         lulled()
         with deferred():
-            at = time.monotonic()
-            held = hold(container, init, "park") or _empty(container)
-            done.seconds["gpu"] = time.monotonic() - at
-            try:
-                at = time.monotonic()
-                _pause(container, True)
-                done.seconds["freeze"] = time.monotonic() - at
-            except CryociError:
-                held.release()
-                raise
+            held = _out(container, init, done.seconds)
             undo.pop_all()
         done.vram = preflight.vram(held.dump.tasks)
         return done
+
+
+def _out(container: Container, init: int, seconds: dict[str, float]) -> Hold:
+    """Off its GPUs, and frozen. Raises as `park`; then it runs on."""
+    at = time.monotonic()
+    held = hold(container, init, "park") or _empty(container)
+    seconds["gpu"] = time.monotonic() - at
+    try:
+        at = time.monotonic()
+        _pause(container, True)
+        seconds["freeze"] = time.monotonic() - at
+    except CryociError:
+        held.release()
+        raise
+    return held
 
 
 def _used(init: int) -> dict[str, int]:
@@ -150,12 +157,13 @@ def _refuse_other_engines(container: Container, init: int) -> None:
         )
 
 
-def unpark(container: Container, *, hooks: bool = True) -> Parked:
+def unpark(container: Container, *, hooks: bool = True, others: Callable[[], None] | None = None) -> Parked:
     """Bring a parked container back to its GPUs, and let it run. Idempotent.
 
     An application that prepared itself before it was parked then does what it does after a restore, unless `hooks`
-    is False. Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError,
-    RestoreError, and HookError, after which the container runs, and another unpark does the hooks again.
+    is False. `others` returns when those who are about to give room for that have done so; it is called in between.
+    Raises SpaceError while its GPUs have too little free memory (it stays parked then), CudaError, RestoreError, and
+    HookError, after which the container runs, and another unpark does the hooks again.
     """
     with _exclusive(container):
         held = holds.load(_record(container))
@@ -172,7 +180,8 @@ def unpark(container: Container, *, hooks: bool = True) -> Parked:
                 hint="wait for it to end; if its cryoci was killed: `cryoci repair CONTAINER`",
             )
         owed = asleep.load(container) if hooks else None
-        check_room(held.dump, owed.vram if owed is not None else {})
+        awake = owed.vram if owed is not None else {}
+        check_room(held.dump, {} if others is not None else awake)
         done = Parked(container.name, "running", preflight.vram(held.dump.tasks), True)
         with deferred():
             at = time.monotonic()
@@ -188,8 +197,36 @@ def unpark(container: Container, *, hooks: bool = True) -> Parked:
             done.seconds["gpu"] = time.monotonic() - at
         if container.status != "running":
             raise RestoreError(f"container {container.name} is {container.status} after it was unparked")
+        if others is not None and owed is not None:
+            others()
+            _still_room(container, held.dump, awake)
         _wake(container, done, hooks)
         return done
+
+
+def unpark_or_stay(
+    container: Container, *, hooks: bool = True, others: Callable[[], None] | None = None
+) -> Parked:
+    """`unpark`, but one whose application does not come to itself is parked again. Raises what `unpark` raises."""
+    try:
+        return unpark(container, hooks=hooks, others=others)
+    except HookError:
+        with suppress(CryociError):  # then it runs, half asleep, as the first error says
+            park(container, app.Choice(off=True))
+        raise
+
+
+def _still_room(container: Container, dump: dumps.Dump, awake: Mapping[str, int]) -> None:
+    """Raise SpaceError, with the container parked again, unless it can take what it takes when it is awake."""
+    init = int(container.state().get("pid", 0))
+    now = _used(init)
+    more = {uuid: max(0, size - now.get(uuid, 0)) for uuid, size in awake.items()}
+    try:
+        check_room(dataclasses.replace(dump, tasks=[]), more)
+    except SpaceError:
+        with deferred():
+            _out(container, init, {})
+        raise
 
 
 def _wake(container: Container, done: Parked, hooks: bool) -> bool:
@@ -278,7 +315,7 @@ def check_room(dump: dumps.Dump, awake: Mapping[str, int]) -> None:
 
     `awake`: bytes by UUID that the container takes again as soon as it runs.
     """
-    if not dump.tasks:
+    if not (dump.tasks or awake):
         return
     with nvml.opened() as management:
         here = {gpu.uuid: gpu for gpu in management.gpus()}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,27 @@ def test_it_is_owed_until_it_succeeds(live: LiveRuntime) -> None:
     assert not gpu.unpark(live.container()).changed
 
 
+def test_one_that_takes_turns_stays_parked_instead(live: LiveRuntime) -> None:
+    gpu.park(live.container())
+    live.wish(exec={"status": 1})
+    with pytest.raises(HookError, match="is not itself yet"):
+        gpu.unpark_or_stay(live.container())
+    assert live.status == "paused" and gpu.is_parked(live.container())
+    live.wish()
+    gpu.unpark_or_stay(live.container())
+    assert live.status == "running" and asleep.load(live.container()) is None
+
+
+def test_it_wakes_when_others_have_made_room(live: LiveRuntime) -> None:
+    heard: list[list[str]] = []
+    gpu.park(live.container())
+    gpu.unpark(live.container(), others=lambda: heard.append(live.verbs))
+    assert heard == [["exec", "pause", "resume"]] and live.verbs[-1] == "exec"
+    gpu.park(live.container(), OFF)
+    gpu.unpark(live.container(), others=lambda: heard.append([]))
+    assert len(heard) == 1  # who is not asleep waits for nobody
+
+
 def test_who_was_killed_in_between_is_repaired(live: LiveRuntime) -> None:
     """A cryoci that died between the hooks and the freeze, of a park or a checkpoint."""
     asleep.note(live.container(), Asleep(app.both(live.container(), app.Choice())[1]))
@@ -136,10 +158,13 @@ def test_a_paused_one_is_not_asked(live: LiveRuntime) -> None:
     assert live.verbs == []
 
 
-def test_room_is_looked_for_that_it_takes_when_it_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was parked asleep holds little; the restore alone would fit."""
-    uuid = "GPU-" + "0" * 8 + "-0000-0000-0000-" + "0" * 12
-    one = nvml.Gpu(uuid, "NVIDIA H200", 0, 0, "9.0", 140 << 30, 10 << 30)
+UUID = "GPU-" + "0" * 8 + "-0000-0000-0000-" + "0" * 12
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> nvml.Gpu:
+    """10 GiB of it are free."""
+    one = nvml.Gpu(UUID, "NVIDIA H200", 0, 0, "9.0", 140 << 30, 10 << 30)
 
     class Management:
         def __enter__(self) -> Management:
@@ -152,8 +177,28 @@ def test_room_is_looked_for_that_it_takes_when_it_is_awake(monkeypatch: pytest.M
             return [one]
 
     monkeypatch.setattr(nvml, "opened", Management)
-    task = Task(1, 1, 1, "python", {uuid: 1 << 30})
-    held = dump.made("580", 13000, [one], [task])
-    gpu.check_room(held, {uuid: 9 << 30})
+    return one
+
+
+def test_room_is_looked_for_that_it_takes_when_it_is_awake(one_gpu: nvml.Gpu) -> None:
+    """What was parked asleep holds little; the restore alone would fit."""
+    held = dump.made("580", 13000, [one_gpu], [Task(1, 1, 1, "python", {UUID: 1 << 30})])
+    gpu.check_room(held, {UUID: 9 << 30})
     with pytest.raises(SpaceError):
-        gpu.check_room(held, {uuid: 11 << 30})
+        gpu.check_room(held, {UUID: 11 << 30})
+
+
+def test_one_that_finds_no_room_to_wake_is_parked_again(live: LiveRuntime, one_gpu: nvml.Gpu) -> None:
+    gpu.park(live.container())
+    (journal,) = (live.directory / "run").rglob("gpu.json")
+    value = json.loads(journal.read_text())
+    value["dump"]["gpus"] = [dump.describe(one_gpu)]
+    journal.write_text(json.dumps(value))
+    after = app.both(live.container(), app.Choice())[1]
+    asleep.note(live.container(), Asleep(after, {UUID: 11 << 30}))
+    with pytest.raises(SpaceError):
+        gpu.unpark(live.container(), others=lambda: None)
+    assert live.verbs == ["exec", "pause", "resume", "pause"] and gpu.is_parked(live.container())
+    asleep.note(live.container(), Asleep(after, {UUID: 9 << 30}))
+    gpu.unpark(live.container(), others=lambda: None)
+    assert live.verbs[-1] == "exec" and live.status == "running"

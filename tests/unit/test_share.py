@@ -116,6 +116,7 @@ def test_a_swap_that_fails_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(gpu, "park", park)
     monkeypatch.setattr(gpu, "unpark", unpark)
+    monkeypatch.setattr(gpu, "unpark_or_stay", unpark)
     with pytest.raises(SpaceError):
         swap.swap(container("small"), container("large"))
     assert done == ["park small", "unpark large", "unpark small"]
@@ -143,10 +144,13 @@ class Slow(Member):
         self.said.append(f"{self.name} out")
         Slow.room = True
 
-    def unpark(self) -> None:
-        self.said.append(f"{self.name} {'in' if Slow.room else 'finds no room'}")
+    def unpark(self, others: Callable[[], None] | None = None) -> None:
+        self.said.append(f"{self.name} {'comes' if Slow.room else 'finds no room'}")
         if not Slow.room:
             raise SpaceError("its GPU has too little memory")
+        if others is not None:
+            others()
+        self.said.append(f"{self.name} in")
 
 
 def changing_places(act: Callable[[share.Share, Slow, Slow], Coroutine[None, None, None]]) -> list[str]:
@@ -162,14 +166,14 @@ def test_one_comes_in_while_the_other_goes_out() -> None:
     async def act(daemon: share.Share, one: Slow, two: Slow) -> None:
         coming = asyncio.create_task(daemon._bring_in(two))
         await asyncio.sleep(0.05)
-        assert not two.active and one.said == []  # its application is still at it
+        assert not two.active and one.said == ["two comes"]  # the other's application is still at it
         one.asked.set()
         assert await coming and [m.name for m in daemon.members if m.active] == ["two"]
         one.driver.set()
         await asyncio.wait(daemon._leaving)
 
     Slow.room = True
-    assert changing_places(act) == ["one prepared", "two in", "one out"]
+    assert changing_places(act) == ["two comes", "one prepared", "two in", "one out"]
 
 
 def test_one_comes_in_when_the_other_has_made_room() -> None:
@@ -179,7 +183,7 @@ def test_one_comes_in_when_the_other_has_made_room() -> None:
         assert await daemon._bring_in(two) and two.active
 
     Slow.room = False
-    assert changing_places(act) == ["one prepared", "two finds no room", "one out", "two in"]
+    assert changing_places(act) == ["one prepared", "two finds no room", "one out", "two comes", "two in"]
 
 
 def test_when_the_other_does_not_leave_one_of_them_goes_soon() -> None:
