@@ -20,6 +20,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 VOCABULARY = 32000
@@ -38,7 +39,7 @@ class Llama:
         self._model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.bfloat16, device_map=device
         ).eval()
-        self._kept: dict[str, Any] = {}  # pinned copies of the weights, which cost seconds to make
+        self._kept: Any = None  # pinned memory for the weights, which takes seconds to get
 
     @staticmethod
     def make(directory: str, seed: int, layers: int, device: str) -> None:
@@ -73,21 +74,32 @@ class Llama:
                 found.append(int(put))
         return found
 
+    def _places(self) -> Iterator[tuple[Any, Any]]:
+        """Each weight and its place in host memory."""
+        weights = [weight for _, weight in self._model.named_parameters()]
+        if self._kept is None:
+            self._shapes = [weight.shape for weight in weights]
+            total = sum(shape.numel() for shape in self._shapes)
+            self._kept = self._torch.empty(total, dtype=weights[0].dtype, pin_memory=True)
+        at = 0
+        for weight, shape in zip(weights, self._shapes, strict=True):
+            yield weight, self._kept[at : at + shape.numel()].view(shape)
+            at += shape.numel()
+
     def sleep(self) -> None:
         """The weights to pinned host memory."""
-        for name, weight in self._model.named_parameters():
-            if name not in self._kept:
-                self._kept[name] = self._torch.empty(weight.shape, dtype=weight.dtype, pin_memory=True)
-            self._kept[name].copy_(weight.data, non_blocking=True)
+        places = list(self._places())
+        for weight, place in places:
+            place.copy_(weight.data, non_blocking=True)
         self._torch.cuda.synchronize()
-        for _, weight in self._model.named_parameters():
+        for weight, _ in places:
             weight.data = self._torch.empty(0, dtype=weight.dtype, device=self._device)
         self._torch.cuda.empty_cache()
 
     def wake_up(self) -> None:
         """And back."""
-        for name, weight in self._model.named_parameters():
-            weight.data = self._kept[name].to(self._device, non_blocking=True)
+        for weight, place in self._places():
+            weight.data = place.to(self._device, non_blocking=True)
         self._torch.cuda.synchronize()
 
 
