@@ -4,9 +4,9 @@
     client -> proxy -> [is it parked? another one is parked, it is unparked] -> container
 
 A client's bytes are held until its container runs; nothing is refused. A container that is parked while it owes an
-answer is unparked again in its turn, for its connections stay open all the while. One comes in while the other still
-goes out, as soon as there is room for it. All of this is one event loop; what blocks (park, unpark, connect) is done
-by threads.
+answer is unparked again in its turn, for its connections stay open all the while. Where there is room for it, one
+comes in before the other goes out. All of this is one event loop; what blocks (park, unpark, connect) is done by
+threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
@@ -52,7 +51,7 @@ class Share:
         self._say = say
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leaving: dict[asyncio.Task[None], threading.Event] = {}
+        self._leaving: dict[asyncio.Task[None], share_turns.Leaving] = {}
 
     async def run(self, beside: Callable[[], Awaitable[None]] | None = None) -> None:
         """Serve until SIGTERM or SIGINT; containers stay as they are then. `beside` runs as long, in the same loop.
@@ -81,6 +80,7 @@ class Share:
             done, _ = await asyncio.wait({*work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             for task in (*work, stopped, *self._tasks):
                 task.cancel()
+            self._let_go()
             await asyncio.gather(*work, *self._tasks, *self._leaving, return_exceptions=True)
             for one in work:
                 if one in done:
@@ -251,14 +251,16 @@ class Share:
         began = time.monotonic()
         while True:
             leaving = dict(self._leaving)
-            others = functools.partial(_all_lulled, list(leaving.values())) if leaving else None
+            others = functools.partial(share_turns.all_lulled, list(leaving.values())) if leaving else None
             try:
                 if self._tiers is not None:
                     await self._tiers.bring(member, others)
                 else:
                     await member.move(functools.partial(member.unpark, others))
+                self._let_go()  # only now: the driver would be slower at both at once
                 break
             except SpaceError as e:
+                self._let_go()
                 if leaving:  # they have given their room by then, or run on
                     await asyncio.wait(leaving)
                     continue
@@ -269,6 +271,7 @@ class Share:
                     return self._failed(member, e.message)
                 await self._park(victim)
             except (CryociError, OSError) as e:
+                self._let_go()
                 if not isinstance(e, ConflictError) or time.monotonic() - began > _CONFLICT_SECONDS:
                     return self._failed(member, e.message if isinstance(e, CryociError) else str(e))
                 await asyncio.sleep(_LOOK)  # a checkpoint of it is under way
@@ -320,15 +323,19 @@ class Share:
         """Begin to bring it out: another one may come in meanwhile, as far as it finds room."""
         if self._tiers is not None:
             await self._tiers.before_park(member)
-        lulled = threading.Event()
-        task = asyncio.create_task(self._out(member, lulled.set))
-        self._leaving[task] = lulled
+        leaving = share_turns.Leaving()
+        task = asyncio.create_task(self._out(member, leaving.prepared))
+        self._leaving[task] = leaving
 
         def left(task: asyncio.Task[None]) -> None:
-            self._leaving.pop(task).set()
+            self._leaving.pop(task).lulled.set()
 
         task.add_done_callback(left)
         await asyncio.sleep(0)  # it has begun
+
+    def _let_go(self) -> None:
+        for leaving in self._leaving.values():
+            leaving.go.set()
 
     async def _make_even(self) -> None:
         """Park whom nobody asks while too many run: one did not leave, and its successor was in already."""
@@ -385,9 +392,3 @@ class Share:
             each("failures_total", "counter", "Parks and unparks that failed.", lambda m: m.failures),
             each("unpark_seconds", "gauge", "How long the last unpark took.", lambda m: m.seconds),
         ]
-
-
-def _all_lulled(leaving: Sequence[threading.Event]) -> None:
-    """Wait until the applications of all who leave have prepared themselves, or do not leave."""
-    for one in leaving:
-        one.wait()

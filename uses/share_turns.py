@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose turn is over, when somebody else is wanted in a share."""
+"""Whose turn is over, when somebody else is wanted in a share; and how one leaves."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 
 from cryoci.uses.share_member import Member
 
+_MOST = 60.0  # seconds that one who leaves waits for its successor
 _GRACE = 0.2  # seconds in which those who waited for a member can get their bytes to it
 
 
@@ -47,3 +49,21 @@ def victim(members: Sequence[Member], member: Member, options: Options) -> Membe
     if options.policy == "round-robin":  # who has had the place longest, however much it is used
         return min(free, key=lambda one: (one.busy, one.since), default=None)
     return min(free, key=lambda one: (one.busy, one.used), default=None)
+
+
+class Leaving:
+    """One on its way out: `lulled` when its application has prepared itself; `go` tells it to make room."""
+
+    def __init__(self) -> None:
+        self.lulled, self.go = threading.Event(), threading.Event()
+
+    def prepared(self) -> None:
+        """Tell that it is lulled, and wait until it is to go."""
+        self.lulled.set()
+        self.go.wait(_MOST)
+
+
+def all_lulled(leaving: Sequence[Leaving]) -> None:
+    """Wait until the applications of all who leave have prepared themselves, or do not leave."""
+    for one in leaving:
+        one.lulled.wait()

@@ -138,6 +138,7 @@ class Slow(Member):
         assert self.asked.wait(5)
         self.said.append(f"{self.name} prepared")
         lulled()
+        self.said.append(f"{self.name} goes")
         assert self.driver.wait(5)
         if self.fails:
             raise ConflictError("it is traced")
@@ -162,7 +163,7 @@ def changing_places(act: Callable[[share.Share, Slow, Slow], Coroutine[None, Non
     return [line for line in said if " runs: " not in line and " is parked, " not in line]
 
 
-def test_one_comes_in_while_the_other_goes_out() -> None:
+def test_one_comes_in_before_the_other_goes_out() -> None:
     async def act(daemon: share.Share, one: Slow, two: Slow) -> None:
         coming = asyncio.create_task(daemon._bring_in(two))
         await asyncio.sleep(0.05)
@@ -173,17 +174,24 @@ def test_one_comes_in_while_the_other_goes_out() -> None:
         await asyncio.wait(daemon._leaving)
 
     Slow.room = True
-    assert changing_places(act) == ["two comes", "one prepared", "two in", "one out"]
+    assert changing_places(act) == ["two comes", "one prepared", "two in", "one goes", "one out"]
 
 
 def test_one_comes_in_when_the_other_has_made_room() -> None:
     async def act(daemon: share.Share, one: Slow, two: Slow) -> None:
-        one.asked.set()
-        asyncio.get_running_loop().call_later(0.1, one.driver.set)
+        asyncio.get_running_loop().call_later(0.1, one.asked.set)
+        one.driver.set()
         assert await daemon._bring_in(two) and two.active
 
     Slow.room = False
-    assert changing_places(act) == ["one prepared", "two finds no room", "one out", "two comes", "two in"]
+    assert changing_places(act) == [
+        "two finds no room",
+        "one prepared",
+        "one goes",
+        "one out",
+        "two comes",
+        "two in",
+    ]
 
 
 def test_when_the_other_does_not_leave_one_of_them_goes_soon() -> None:
@@ -201,4 +209,4 @@ def test_when_the_other_does_not_leave_one_of_them_goes_soon() -> None:
         assert [m.name for m in daemon.members if m.active] == ["one"]
 
     Slow.room = True
-    assert changing_places(act)[-2:] == ["two prepared", "two out"]
+    assert changing_places(act)[-3:] == ["two prepared", "two goes", "two out"]
