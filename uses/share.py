@@ -269,7 +269,7 @@ class Share:
                     return False  # somebody will be done, or has had the place for long enough
                 if victim is None:
                     return self._failed(member, e.message)
-                await self._park(victim)
+                await self._leave(victim)
             except (CryociError, OSError) as e:
                 self._let_go()
                 if not isinstance(e, ConflictError) or time.monotonic() - began > _CONFLICT_SECONDS:
