@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, output, told
+from cryoci.cli import app_options, criu_options, output, sealing, told
 
 
 @click.command(
@@ -57,6 +57,7 @@ from cryoci.cli import app_options, criu_options, output, told
 )
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--compression", default="zstd:1", show_default=True, help="zstd:LEVEL, gzip:LEVEL or none.")
+@sealing.encrypt_option
 @app_options.hooks("pre-checkpoint")
 @criu_options.for_dump
 @output.registry_options
@@ -91,7 +92,7 @@ def command(
         )
     kinds: tuple[Any, ...] = ("http", "port", "log", "command")
     checks = tuple(ready.Check(kind, value) for kind in kinds for value in rest.pop(f"ready_{kind}"))
-    compression = rest.pop("compression")
+    compression, recipients = rest.pop("compression"), sealing.recipients(rest.pop("encrypt_to"))
     bundle, podman, rootfs = rest.pop("bundle"), rest.pop("podman"), rest.pop("rootfs")
     name = rest.pop("name") or f"bake-{secrets.token_hex(4)}"
     if (bundle is None) == (image is None) or (bundle is not None and podman):
@@ -121,6 +122,7 @@ def command(
             goal,
             compression=compression,
             registry_options=output.options(**rest),
+            encrypt_to=recipients,
             say=say,
             work=output.work(say, terminal),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cryoci.cli import app_options, criu_options, groups, output
+from cryoci.cli import app_options, criu_options, groups, output, sealing
 
 
 @click.group(
@@ -27,6 +27,7 @@ def command() -> None:
       cryoci guard trainer --every 30s --to tmpfs --keep 3
       cryoci guard trainer --every 1m --incremental
       cryoci guard trainer --every 1h --to registry.example:5000/guarded
+      cryoci guard trainer --every 1h --to registry.example:5000/guarded --encrypt-to age1...
       cryoci guard status
     """
 
@@ -70,6 +71,8 @@ def command() -> None:
 )
 @click.option("--volumes", is_flag=True, help="Take the content of named volumes along.")
 @click.option("--runtime-root", metavar="DIR", help="--root of runc or crun, for bare containers.")
+@sealing.encrypt_option
+@sealing.decrypt_options
 @output.metrics_option
 @app_options.hooks("pre-checkpoint", "post-restore")
 @criu_options.for_dump
@@ -79,17 +82,23 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
 
     Ctrl-C or SIGTERM ends the guard and leaves the container running; the same command goes on later, also after
     the guard was killed. A container of podman that crashed is kept as NAME-crashed.
+
+    With --encrypt-to, which is for a registry, this node must be able to open what it may have to restore: by a key in
+    /etc/cryoci/decrypt/, or --decrypt-key.
     """
     from cryoci import durations
     from cryoci.cli.signals import unwinding
     from cryoci.shim.engines.options import DumpOptions
-    from cryoci.uses import guard, metrics, stdio
+    from cryoci.uses import guard, guard_places, metrics, stdio
 
     address = rest.pop("metrics")
     criu = criu_options.take(rest)
     hooks = app_options.take(rest)
     root = rest.pop("runtime_root")
     sharing = rest.pop("incremental")
+    sealed = guard_places.Sealing(
+        sealing.recipients(rest.pop("encrypt_to")), sealing.identities(rest, node="/" in to)
+    )
     options = guard.Options(
         every=durations.parse(every),
         to=to,
@@ -107,6 +116,7 @@ def run(container: str, every: str, to: str, keep: int, on_failure: str, stable:
         hooks=hooks,
         registry=output.options(**rest),
         incremental=sharing,
+        sealing=sealed,
     )
     terminal = output.terminal()  # of now: stdio is another in the block
     with unwinding(), stdio.own() as say:

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from cryoci.errors import IntegrityError
 from cryoci.ociimage.manifest import Descriptor, digest_of
+from cryoci.ociimage.parallel import WIDTH
 
-CHUNK = 1 << 20  # bytes of one read
+CHUNK = (2 << 20) // WIDTH  # bytes of one read: smaller ones, where more layers hold some at a time
 HASHERS = 4  # threads: two transfers, each with a digest of what is in it
 
 

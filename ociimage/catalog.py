@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cryoci.errors import CryociError, NotFoundError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, extract, incoming, inflate, referrers, stores
+from cryoci.ociimage import archive, extract, incoming, inflate, parallel, referrers, stores
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import ENCRYPTED, Descriptor
 from cryoci.ociimage.reference import LayoutRef, RegistryRef
@@ -150,7 +149,7 @@ def _descriptions(store: Layout | Registry, layer: Descriptor) -> dict[str, str]
     if layer.size > MAX_INSPECTED or layer.media_type.endswith(ENCRYPTED):
         return {}
     incoming.check_type(layer)
-    with ThreadPoolExecutor(1, "cryoci-inflate") as pool:
+    with parallel.Threads("cryoci-inflate", workers=1) as pool:
         chunks = inflate.ahead(store.open_blob(layer))
         try:
             content = inflate.inflate(chunks, pool, limit=incoming.raw_limit(layer, MAX_METADATA))

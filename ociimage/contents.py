@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,7 +213,7 @@ def _fetch(
     store: Layout | Registry,
     layer: Descriptor,
     extractor: extract.Extractor,
-    pool: Executor,
+    pool: parallel.Threads,
     opener: incoming.Opener,
     progress: Progress | None,
 ) -> None:
@@ -246,5 +245,5 @@ def _overhead(name: str) -> int:
     return 1536 + (512 if "/" in name else 0)
 
 
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate")
+def _pool() -> parallel.Threads:
+    return parallel.Threads("cryoci-inflate")

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from cryoci import protobuf
 from cryoci.errors import ImageError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import archive, blob, extract, inflate, strictjson, tar
+from cryoci.ociimage import archive, blob, extract, inflate, parallel, strictjson, tar
 from cryoci.ociimage.descriptions import Base, Converted
 from cryoci.ociimage.layout import Layout
 from cryoci.ociimage.manifest import (
@@ -55,7 +54,7 @@ def unpack(layout: Layout, index: Index, directory: Path) -> None:
         raise ImageError("the checkpoint has no container configuration")
     value = protobuf.Message(blob.read_small(layout, parts[CONFIG], archive.MAX_JSON)).data(_VALUE)
     spec = strictjson.load_object(value, "the container's specification", limit=archive.MAX_JSON)
-    with extract.Extractor(directory) as extractor, ThreadPoolExecutor(1, "cryoci-inflate") as pool:
+    with extract.Extractor(directory) as extractor, parallel.Threads("cryoci-inflate", workers=1) as pool:
         incoming = layout.open_blob(parts[CRIU_TAR])
         extractor.extract(inflate.inflate(incoming, pool, limit=parts[CRIU_TAR].size), folder="checkpoint")
     if LAYER_GZIP in parts:

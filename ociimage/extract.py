@@ -281,7 +281,7 @@ def _checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
     source = iter(chunks)
     start: list[bytes] = []
     size = 0
-    while size <= SMALL:
+    while size <= SMALL and (len(start) != 1 or not _is_large(start[0])):
         chunk = next(source, None)
         if chunk is None:
             _tarsafe(b"".join(start))
@@ -292,6 +292,21 @@ def _checked(chunks: Iterable[bytes]) -> Iterator[bytes]:
         start[i] = b""
         yield chunk
     yield from source
+
+
+def _is_large(start: bytes) -> bool:
+    """Whether the members that begin in `start` alone are more than SMALL, so that none of the tar need be kept."""
+    reader, size = tar.Reader([start]), 0
+    try:
+        for entry in reader:
+            size += entry.size
+            if size > SMALL:
+                return True
+            for _ in reader.data():
+                pass
+    except ImageError:
+        pass  # cut off, as it is no more than a start; whoever reads all of it says what is wrong
+    return False
 
 
 def _tarsafe(data: bytes) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,29 +16,27 @@ from cryoci.ociimage import adaptive, parallel
 if TYPE_CHECKING:
     from cryoci.ociimage.layers import Compression
 
-_LEAST = 3  # frames in flight per layer: read, compressed and sent
-
 
 class Pool:
     """The compressing threads that all layers share; close it, or use it as a context manager.
 
-    `depth` is how many frames a layer has in flight, where there are `layers` large ones: memory grows with the
-    threads, not with the layers.
+    `depth` is how many frames a layer has in flight, where there are `layers` large ones. `spare` are buffers that
+    were read into before, for whichever layer needs one next.
     """
 
     def __init__(
         self, compression: Compression, workers: int = parallel.WORKERS, *, layers: int = parallel.WIDTH
     ) -> None:
         self.compression = compression
-        share = max(12, 2 * workers) // max(1, min(layers, parallel.WIDTH))
-        self.depth = max(_LEAST, min(share, workers + 4))
         self.gauge = adaptive.Gauge() if compression.auto else None
         self._local = threading.local()
-        self._executor = ThreadPoolExecutor(workers, "cryoci-compress")
+        self._threads = parallel.Threads("cryoci-compress", layers, workers)
+        self.depth = min(self._threads.depth, workers + 4)
+        self.spare: list[bytearray] = []
 
     def submit(self, work: Callable[[], Made | None]) -> Future[Made | None]:
         """Have `work` done by one of the threads; they take up what they are given in its order."""
-        return self._executor.submit(work)
+        return self._threads.submit(work)
 
     def compress(self, data: memoryview) -> bytes:
         """`data` as one frame, made by the calling thread."""
@@ -52,7 +50,7 @@ class Pool:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,10 @@ class Pass:
         self,
         pool: Pool,
         frames: Generator[tuple[memoryview, bytearray]],
-        spare: list[bytearray],
         *,
         digested: bool,
     ) -> None:
-        self._pool, self._frames, self._spare = pool, frames, spare
+        self._pool, self._frames = pool, frames
         self._hash = hashlib.sha256() if digested else None
         self._turn = threading.Condition()
         self._begun = 0  # frames that were asked for
@@ -124,5 +121,5 @@ class Pass:
         ended = time.monotonic()
         made = Made(data, len(view), (ended - had) / ((ended - began) or 1.0))
         view.release()
-        self._spare.append(buffer)
+        self._pool.spare.append(buffer)
         return made

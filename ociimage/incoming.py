@@ -12,7 +12,6 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -60,10 +59,10 @@ class Incoming:
 
         Raises IntegrityError, ImageError, SpaceError, RegistryError.
         """
-        with ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate") as pool:
+        with parallel.Threads("cryoci-inflate", len(layers) - 1) as pool:
             return sum(parallel.each(lambda wanted, stop: self._get(wanted, pool, stop), layers))
 
-    def _get(self, wanted: Wanted, pool: Executor, stop: parallel.Stop) -> int:
+    def _get(self, wanted: Wanted, pool: parallel.Threads, stop: parallel.Stop) -> int:
         layer = wanted.descriptor
         shown = _Shown(self._progress, layer)
         there = 0
@@ -89,7 +88,7 @@ class Incoming:
         return there
 
     def _take_up(
-        self, wanted: Wanted, kept: Layer, pool: Executor, stop: parallel.Stop, shown: _Shown
+        self, wanted: Wanted, kept: Layer, pool: parallel.Threads, stop: parallel.Stop, shown: _Shown
     ) -> None:
         """Unpack a layer of which `kept` is there. Raises ImageError, and has then removed what it had made."""
         account = _Account(self._partial, wanted.number, kept)
@@ -116,7 +115,12 @@ class Incoming:
         account.whole()
 
     def _inflated(
-        self, wanted: Wanted, chunks: Iterable[bytes], pool: Executor, account: _Account, before: int = 0
+        self,
+        wanted: Wanted,
+        chunks: Iterable[bytes],
+        pool: parallel.Threads,
+        account: _Account,
+        before: int = 0,
     ) -> Iterator[bytes]:
         limit = raw_limit(wanted.descriptor, sys.maxsize) - before
         return inflate.inflate(

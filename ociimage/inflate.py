@@ -7,19 +7,19 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor
 
 from cryoci.errors import ImageError, SpaceError
 from cryoci.ociimage import zstd
+from cryoci.ociimage.parallel import Threads
 
 PIECE = 1 << 20  # bytes of one decompressed result of gzip
 _GZIP = b"\x1f\x8b"
-_AHEAD = 4  # chunks that wait between the reader's thread and the consumer
+_AHEAD = 2  # chunks that wait between the reader's thread and the consumer
 
 
 def inflate(
     chunks: Iterable[bytes],
-    pool: Executor,
+    pool: Threads,
     *,
     limit: int,
     room: int | None = None,

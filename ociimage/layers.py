@@ -213,8 +213,7 @@ class Writer:
 
     def open(self) -> Iterator[bytes]:
         """Compressed frames in order. Raises ImageError when a file changes under our hands, OSError."""
-        spare: list[bytearray] = []
-        run = Pass(self._pool, self._frames(spare), spare, digested=self._digested)
+        run = Pass(self._pool, self._frames(), digested=self._digested)
         self._advance(-self._shown)
         self._shown = 0
         pending: deque[Future[Made | None]] = deque()
@@ -236,18 +235,24 @@ class Writer:
             run.close()
         self.diff_id = run.digest() if self._digested else ""
 
-    def _frames(self, spare: list[bytearray]) -> Generator[tuple[memoryview, bytearray]]:
-        """The tar in buffers of FRAME bytes, taken from `spare` so that pages are touched only once."""
-        buffer, used = bytearray(FRAME), 0
+    def _frames(self) -> Generator[tuple[memoryview, bytearray]]:
+        """The tar in buffers of FRAME bytes, taken from those that are spare so that pages are touched only once."""
+        buffer, used = self._buffer(), 0
         for fill in self._pieces():
             while True:
                 used += fill(memoryview(buffer)[used:])
                 if used < FRAME:
                     break
                 yield memoryview(buffer), buffer
-                buffer, used = (spare.pop() if spare else bytearray(FRAME)), 0
+                buffer, used = self._buffer(), 0
         if used:
             yield memoryview(buffer)[:used], buffer
+
+    def _buffer(self) -> bytearray:
+        try:
+            return self._pool.spare.pop()
+        except IndexError:
+            return bytearray(FRAME)
 
     def _pieces(self) -> Iterator[Callable[[memoryview], int]]:
         for head, file in self.plan.members():

@@ -11,7 +11,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -19,7 +18,7 @@ from typing import IO
 from cryoci import files
 from cryoci.errors import ConflictError, ImageError, IntegrityError, NotFoundError, SpaceError
 from cryoci.ociimage import annotations as families
-from cryoci.ociimage import blob, inflate, strictjson, tar
+from cryoci.ociimage import blob, inflate, parallel, strictjson, tar
 from cryoci.ociimage.layout import MAX_INDEX, Layout
 from cryoci.ociimage.manifest import (
     INDEX_TYPES,
@@ -71,7 +70,7 @@ def load(path: Path, layout: Layout, *, progress: Progress | None = None) -> lis
                 seen.advance(token, len(chunk))
                 yield chunk
 
-        with ThreadPoolExecutor(2, "cryoci-inflate") as pool:
+        with parallel.Threads("cryoci-inflate", workers=2) as pool:
             index = _members(tar.Reader(inflate.inflate(read(), pool, limit=sys.maxsize)), layout)
         seen.done(token)
     if index is None:

@@ -16,11 +16,10 @@ import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cryoci.errors import ImageError
-from cryoci.ociimage import archive, blob, inflate, strictjson, tar
+from cryoci.ociimage import archive, blob, inflate, parallel, strictjson, tar
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 MAX_DELETED = 64 << 20  # bytes of deleted.files
@@ -126,7 +125,7 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes, Iterable[memoryview]]]:
             while chunk := file.read(blob.CHUNK):
                 yield chunk
 
-    with ThreadPoolExecutor(1, "cryoci-inflate") as pool:
+    with parallel.Threads("cryoci-inflate", workers=1) as pool:
         reader = tar.Reader(inflate.inflate(chunks(), pool, limit=sys.maxsize))
         for entry, head in reader.raw():
             name = f"{entry.name.rstrip('/')}/" if entry.kind == tar.DIRECTORY else entry.name

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -122,7 +121,7 @@ class Stocked:
         if layer is None:
             raise ImageError(f"{self._digest} does not hold {name}")
         with (
-            ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate") as pool,
+            parallel.Threads("cryoci-inflate") as pool,
             closing(inflate.ahead(self._store.open_blob(layer))) as incoming,
         ):
             limit = raw_limit(layer, sys.maxsize)

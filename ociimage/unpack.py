@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,7 +186,7 @@ def _unpack_archive(ref: ArchiveRef, directory: Path, progress: Progress, began:
             try:
                 with (
                     extract.Extractor(stage.files) as extractor,
-                    ThreadPoolExecutor(parallel.WORKERS, "cryoci-inflate") as pool,
+                    parallel.Threads("cryoci-inflate") as pool,
                 ):
                     content = inflate.inflate(incoming, pool, limit=sys.maxsize, room=room(stage.files))
                     extractor.extract(content)

@@ -7,11 +7,11 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from cryoci.errors import ImageError
-from cryoci.ociimage.parallel import WORKERS
+from cryoci.ociimage.parallel import LEAST, Threads
 
 if TYPE_CHECKING or sys.version_info < (3, 14):
     from backports import zstd
@@ -22,8 +22,8 @@ MAGIC = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 MAX_FRAME = 32 << 20  # bytes; a frame that is larger, either way, or of unknown size, is streamed
 PIECE = 1 << 20  # bytes of one streamed result
-_DEPTH = 3  # frames that are always opened at the same time; more, as far as threads and _HELD go
-_HELD = 32 << 20  # bytes of their content
+_FED, _OPENED = 256 << 10, 512 << 10  # bytes of a frame, and of its content, at a time
+_HELD = 32 << 20  # bytes of content from which no more than LEAST frames are opened at the same time
 _DICT_SIZES, _FCS_SIZES = (0, 1, 2, 4), (0, 2, 4, 8)
 
 
@@ -34,24 +34,25 @@ def frame_compressor(level: int) -> Callable[[memoryview], bytes]:
 
 
 def decompress(
-    chunks: Iterable[bytes], pool: Executor, ended: Callable[[int, int], None] | None = None
+    chunks: Iterable[bytes], pool: Threads, ended: Callable[[int, int], None] | None = None
 ) -> Iterator[bytes]:
     """The content of a zstd stream; frames of moderate, known size are opened in parallel.
 
-    `pool` has parallel.WORKERS threads. `ended` hears at the end of such a frame how many bytes of `chunks`, and of
-    content, there are up to it, before its content is given. Memory stays within a few MAX_FRAME whatever the headers
-    claim. Raises ImageError.
+    `ended` hears at the end of such a frame how many bytes of `chunks`, and of content, there are up to it, before its
+    content is given. Memory stays within a few MAX_FRAME whatever the headers claim. Raises ImageError.
     """
-    pending: deque[tuple[Future[bytes], int]] = deque()
+    most = min(pool.depth - 1, pool.workers + 1)  # one more is with whoever writes it
+    pending: deque[tuple[Future[list[bytes]], int]] = deque()
     buffer = _Buffer(chunks)
     given = held = 0
 
-    def take() -> bytes:
+    def take() -> list[bytes]:
         nonlocal given, held
         future, end = pending.popleft()
         content = future.result()
-        given += len(content)
-        held -= len(content)
+        opened = sum(map(len, content))
+        given += opened
+        held -= opened
         if ended is not None:
             ended(end, given)
         return content
@@ -69,16 +70,16 @@ def decompress(
             if length is not None and size is not None:
                 pending.append((pool.submit(_open_frame, buffer.cut(length), size), buffer.taken))
                 held += size
-                while len(pending) > WORKERS or (len(pending) >= _DEPTH and held > _HELD):
-                    yield take()
+                while len(pending) >= most or (len(pending) >= LEAST and held > _HELD):
+                    yield from take()
             else:
                 while pending:
-                    yield take()
+                    yield from take()
                 for content in _stream(buffer):
                     given += len(content)
                     yield content
         while pending:
-            yield take()
+            yield from take()
         if buffer.rest():
             raise ImageError("layer ends in the middle of a zstd frame")
     except zstd.ZstdError as e:
@@ -88,13 +89,26 @@ def decompress(
             future.cancel()
 
 
-def _open_frame(data: bytes, size: int) -> bytes:
+def _open_frame(data: bytes, size: int) -> list[bytes]:
+    """The content of a frame, in pieces: to make one of them all would need the memory of both."""
     # a frame may hold far more than its header says (RLE blocks): never ask for more than the claim
-    decoder = zstd.ZstdDecompressor()
-    content = decoder.decompress(data, size + 1)
-    if len(content) != size or not decoder.eof:
+    decoder, left, source = zstd.ZstdDecompressor(), size + 1, iter(_cut(data))
+    found: list[bytes] = []
+    while left and not decoder.eof:
+        piece = next(source, b"") if decoder.needs_input else b""
+        if not piece and decoder.needs_input:
+            break
+        content = decoder.decompress(piece, min(left, _OPENED))
+        left -= len(content)
+        found.append(content)
+    if left != 1 or not decoder.eof:
         raise ImageError(f"a zstd frame does not hold the {size} bytes that its header promises")
-    return content
+    return found
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), _FED):
+        yield data[start : start + _FED]
 
 
 def _stream(buffer: _Buffer) -> Iterator[bytes]:
@@ -151,18 +165,14 @@ class _Buffer:
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._data = bytearray()
-        self._start = 0
         self.taken = 0  # bytes that were cut, skipped or used
 
     def have(self, n: int) -> bool:
         """Whether `n` bytes are there, or can be had."""
-        while len(self._data) - self._start < n:
+        while len(self._data) < n:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return False
-            if self._start:
-                del self._data[: self._start]
-                self._start = 0
             self._data += chunk
         return True
 
@@ -172,36 +182,38 @@ class _Buffer:
         return self.peek(n)
 
     def peek(self, n: int) -> bytes:
-        return bytes(self._data[self._start : self._start + n])
+        return bytes(self._data[:n])
 
     def at(self, position: int) -> int:
         """The 24-bit number at `position`, which is there."""
-        low, high = struct.unpack_from("<HB", self._data, self._start + position)
+        low, high = struct.unpack_from("<HB", self._data, position)
         return int(low | high << 16)
 
     def cut(self, n: int) -> bytes:
-        result = bytes(memoryview(self._data)[self._start : self._start + n])
-        self._start += n
-        self.taken += n
+        with memoryview(self._data) as view:
+            result = bytes(view[:n])
+        self._drop(n)
         return result
 
     def skip(self, n: int) -> None:
         while n:
             if not self.have(1):
                 raise ImageError("layer ends in the middle of a zstd frame")
-            step = min(n, len(self._data) - self._start)
-            self._start += step
-            self.taken += step
+            step = min(n, len(self._data))
+            self._drop(step)
             n -= step
 
     def some(self) -> bytes:
         """Whatever is there, at least one byte; empty at the end."""
-        return self.cut(len(self._data) - self._start) if self.have(1) else b""
+        return self.cut(len(self._data)) if self.have(1) else b""
 
     def give_back(self, data: bytes) -> None:
-        self._data[: self._start] = data
-        self._start = 0
+        self._data[:0] = data
         self.taken -= len(data)
 
     def rest(self) -> int:
-        return len(self._data) - self._start
+        return len(self._data)
+
+    def _drop(self, n: int) -> None:
+        del self._data[:n]  # at once, which gives its memory back
+        self.taken += n

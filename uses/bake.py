@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cryoci.errors import UsageError
 from cryoci.files import scratch
@@ -18,6 +19,9 @@ from cryoci.shim.engines.options import DumpOptions
 from cryoci.uses import ready
 from cryoci.uses.bake_start import Start
 from cryoci.uses.dumping import dumping
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Recipients
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def bake(
     say: Callable[[str], None] = lambda line: None,
     work: Work = silent,
     registry_options: RegistryOptions | None = None,
+    encrypt_to: Recipients | None = None,
 ) -> Baked:
     """Make the image `goal`. The container is removed, whatever happens. Raises what the steps raise.
 
@@ -72,5 +77,6 @@ def bake(
                     compression=compression,
                     progress=progress,
                     registry_options=registry_options,
+                    encrypt_to=encrypt_to,
                 )
     return Baked(made, {**seconds, **done.seconds, "store": made.seconds}, done.warnings)

@@ -52,7 +52,8 @@ class Options:
     """How to guard; times in seconds.
 
     A container that crashes within `stable` of its restore makes that checkpoint suspect. `dump` is how
-    checkpoints are taken; `incremental` ones share the memory that did not change (uses/incremental.py).
+    checkpoints are taken; `incremental` ones share the memory that did not change (uses/incremental.py). `sealing`
+    says who can read those in a registry.
     """
 
     every: float = 600.0
@@ -65,6 +66,7 @@ class Options:
     hooks: app.Choice = field(default_factory=app.Choice)
     registry: RegistryOptions | None = None
     incremental: bool = False
+    sealing: guard_places.Sealing = field(default_factory=guard_places.Sealing)
 
 
 class Guard:
@@ -73,8 +75,9 @@ class Guard:
     def __init__(self, name: str, options: Options, say: Callable[[str], None], work: Work = silent) -> None:
         self._options = options
         self._say = say
+        options.sealing.check(options.to, incremental=options.incremental, restores=options.restores)
         sharing = guard_places.Sharing(options.incremental, say, options.registry)
-        self._place = guard_places.place(name, options.to, options.registry, sharing, work)
+        self._place = guard_places.place(name, options.to, options.registry, sharing, work, options.sealing)
         self._backoff = 0.0
         known = guard_state.load(name)
         if known is not None and known.alive:

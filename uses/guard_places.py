@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cryoci.errors import CryociError, UsageError
+from cryoci.errors import CryociError, TrustError, UsageError
 from cryoci.files import scratch, sync_directory, sync_tree
 from cryoci.ociimage import archive, image, reference
 from cryoci.ociimage.progress import Work, silent
@@ -23,6 +23,9 @@ from cryoci.shim.engines.options import DumpOptions
 from cryoci.uses import guard_state, incremental
 from cryoci.uses.dumping import dumping
 from cryoci.uses.guard_state import Kept
+
+if TYPE_CHECKING:
+    from cryoci.ociimage.seal.keyring import Identities, Recipients
 
 _NO_PAUSE = ("pre-checkpoint hooks", "post-restore hooks")
 
@@ -62,12 +65,40 @@ class Sharing:
             self.say(note)
 
 
+@dataclass(frozen=True)
+class Sealing:
+    """Whom images are encrypted to, and what opens them again for a restore."""
+
+    encrypt_to: Recipients | None = None
+    identities: Identities | None = None
+
+    def check(self, to: str, *, incremental: bool, restores: bool) -> None:
+        """Refuse what cannot work, before a crash shows it. Raises UsageError, TrustError."""
+        if not self.encrypt_to:
+            return
+        if to in ("tmpfs", "disk"):
+            raise UsageError("--encrypt-to is for images, not directories", hint="give --to HOST/REPO")
+        if incremental:
+            raise UsageError(
+                "--incremental shares memory with the checkpoint before, and an encrypted one shares none",
+                hint="leave out --incremental, or --encrypt-to",
+            )
+        if restores and not (self.identities and self.identities.opens(self.encrypt_to)):
+            known = "no key here opens" if self.identities else "there is no key here that opens"
+            raise TrustError(
+                f"{known} what is encrypted to these recipients, so nothing could be restored after a crash",
+                hint="give --decrypt-key FILE of one of them, put that file into /etc/cryoci/decrypt, or guard with "
+                "--on-failure=none",
+            )
+
+
 def place(
     name: str,
     to: str,
     options: RegistryOptions | None,
     sharing: Sharing | None = None,
     work: Work = silent,
+    sealing: Sealing | None = None,
 ) -> Place:
     """The place that `to` names, for the guard of container `name`. Raises UsageError."""
     if to == "tmpfs":
@@ -79,7 +110,7 @@ def place(
     ref = reference.parse(to) if "/" in to else None
     if not isinstance(ref, reference.RegistryRef) or ref.tag or ref.digest:
         raise UsageError(f"--to {to} is no place", hint="write tmpfs, disk, or HOST/REPO of a registry")
-    return Repository(ref, name, options, sharing, work)
+    return Repository(ref, name, options, sharing, work, sealing)
 
 
 class Directories:
@@ -135,8 +166,10 @@ class Repository:
         options: RegistryOptions | None,
         sharing: Sharing | None = None,
         work: Work = silent,
+        sealing: Sealing | None = None,
     ) -> None:
         self._ref = ref
+        self._sealing = sealing or Sealing()
         self._work = work
         self._sharing = sharing or Sharing()
         self._name = name
@@ -160,6 +193,7 @@ class Repository:
                     goal,
                     progress=progress,
                     registry_options=self._options,
+                    encrypt_to=self._sealing.encrypt_to,
                     parent=lineage.image,
                 )
             lineage.stored(done.directory, self._ref, pushed.digest)
@@ -175,7 +209,11 @@ class Repository:
         with scratch("guard.") as place:
             with self._work(f"fetch checkpoint {kept.number}") as progress:
                 pulled = image.pull(
-                    self._at(kept), place / "checkpoint", progress=progress, registry_options=self._options
+                    self._at(kept),
+                    place / "checkpoint",
+                    progress=progress,
+                    registry_options=self._options,
+                    identities=self._sealing.identities,
                 )
             yield pulled.directory
 

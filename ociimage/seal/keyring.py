@@ -115,6 +115,14 @@ class Identities:
     def __bool__(self) -> bool:
         return bool(self.age or self.rsa)
 
+    def opens(self, recipients: Recipients) -> bool:
+        """Whether one of these keys opens what is encrypted to `recipients`."""
+        try:
+            self.unwrap(recipients.wrap(os.urandom(stream.KEY)))
+        except TrustError:
+            return False
+        return True
+
     def unwrap(self, annotations: Mapping[str, str]) -> bytes:
         """The image's key from a layer's annotations. Raises TrustError for no key or wrong ones, ImageError."""
         _check_cipher(annotations)

@@ -136,12 +136,17 @@ def test_one_that_crashes_at_once_is_not_tried_again(site: Site) -> None:
 
 
 def test_a_killed_guard_goes_on_where_it_was(site: Site) -> None:
-    """The guard and then the container are killed; the next guard brings back what a registry holds."""
+    """The guard and then the container are killed; the next guard brings back what a registry holds, encrypted."""
     subject = site.subject(PODMAN)
     before = subject.start()
-    words = ("--every", "1h", "--to", f"{site.registry}/guarded")
+    key = site.a.sh("cryoci keygen --seal /etc/cryoci/guard.txt").strip()
+    words = ("--every", "1h", "--to", f"{site.registry}/guarded", "--encrypt-to", key)
+    assert "nothing could be restored" in failing(site.a, ["cryoci", "guard", subject.name, *words])
+    site.a.sh("mkdir -m 0700 -p /etc/cryoci/decrypt && mv /etc/cryoci/guard.txt /etc/cryoci/decrypt/guard")
     with guarding(site.a, subject.name, *words):
-        until(site.a, subject.name, lambda s: s["taken"] == 1)
+        taken = until(site.a, subject.name, lambda s: s["taken"] == 1)
+        shown = json.loads(site.a.run(["cryoci", "inspect", "--json", taken["kept"][0]["where"]]).stdout)
+        assert all(layer["media_type"].endswith("+encrypted") for layer in shown["layers"])
         said = failing(site.a, ["cryoci", "guard", subject.name, *words])
         assert "is guarded already" in said
         site.a.run(["kill", "-KILL", str(state(site.a, subject.name)["pid"])])
@@ -155,6 +160,7 @@ def test_a_killed_guard_goes_on_where_it_was(site: Site) -> None:
         # moved away by a checkpoint that ends it: that is no crash
         subject.checkpoint("moved:1")
         until(site.a, subject.name, lambda s: s["phase"] == "moved")
+    site.a.sh("rm /etc/cryoci/decrypt/guard")
     subject.remove()
     site.a.sh(f"podman rm -f $(podman ps -aq --filter name=^{subject.name}-crashed)")
 

@@ -11,7 +11,6 @@ import struct
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-from cryoci.ociimage import archive, extract, inflate, layers, tar
+from cryoci.ociimage import archive, extract, inflate, layers, parallel, tar
 
 
 def member(name: str, data: bytes = b"", **fields: object) -> tuple[tarfile.TarInfo, bytes]:
@@ -212,7 +211,7 @@ def open_all(data: bytes, limit: int = 1 << 30, chunk: int = 5000) -> bytes:
         for i in range(0, len(data), chunk):
             yield data[i : i + chunk]
 
-    with ThreadPoolExecutor(2) as pool:
+    with parallel.Threads("test", workers=2) as pool:
         return b"".join(inflate.inflate(inflate.ahead(chunks()), pool, limit=limit))
 
 

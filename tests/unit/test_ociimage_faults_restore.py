@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from cryoci.cli import main, output
 from cryoci.errors import CryociError
-from cryoci.ociimage import extract, image, incoming, layers, zstd
+from cryoci.ociimage import extract, image, incoming, layers, parallel
 from cryoci.ociimage import registry as registry_module
 from cryoci.ociimage.reference import RegistryRef
 from cryoci.ociimage.transport import RegistryOptions
@@ -69,7 +69,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of 700 kB that travels as a large one does, in many frames."""
     monkeypatch.setattr(layers, "BULK_SIZE", 256 << 10)
     monkeypatch.setattr(layers, "FRAME", 64 << 10)
-    monkeypatch.setattr(zstd, "WORKERS", 2)  # of a layer so small, more threads would have all in hand
+    monkeypatch.setattr(parallel, "FRAMES", 3)  # of a layer so small, more would be all of it
     monkeypatch.setattr(incoming, "STEP", 64 << 10)
     monkeypatch.setattr(registry_module, "SMALL", 64 << 10)
     return make_checkpoint(tmp_path / "small", pages=700_000)
