@@ -15,6 +15,7 @@ import pytest
 
 from tests.node.conftest import Site
 from tests.node.subject import KINDS, Subject, failing, runs_on
+from tests.node.test_app_hooks import noted
 from tests.nodes.namespace import NamespaceNode
 
 pytestmark = pytest.mark.node
@@ -88,7 +89,7 @@ def states(node: NamespaceNode) -> dict[str, str]:
 def test_two_servers_take_turns(site: Site) -> None:
     node = site.a
     one, two = site.subject(KINDS["podman+runc"]), site.subject(KINDS["podman+crun"])
-    before = {subject.name: subject.start() for subject in (one, two)}
+    before = {one.name: one.start(options=noted()), two.name: two.start()}
     members = ["--member", f"{one.name}=9001:8765", "--member", f"{two.name}=9002:8765"]
     with sharing(node, *members, "--metrics", "127.0.0.1:9003"):
         assert list(states(node).values()).count("running") == 1  # the surplus was parked
@@ -120,6 +121,7 @@ def test_two_servers_take_turns(site: Site) -> None:
     assert states(node) == {running.name: "parked", parked.name: "running"}
     assert "the same container" in failing(node, ["cryoci", "swap", one.name, one.name])
     node.run(["cryoci", "unpark", running.name])
+    assert one.has("/data/awake") and not one.has("/data/asleep")  # its app hooks were done each time
     for subject in (one, two):
         runs_on(before[subject.name], subject.wait(before[subject.name]["count"] + 1))
         subject.remove()
