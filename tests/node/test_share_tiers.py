@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ def tiers(node: NamespaceNode, names: list[str]) -> dict[str, str]:
     """What `cryoci top` says of members."""
     lines = json.loads(node.run(["cryoci", "top", "--json"]).stdout)
     return {line["name"]: line["tier"] for line in lines if line["name"] in names}
+
+
+def arrived(node: NamespaceNode, turn: dict[str, str]) -> bool:
+    """Is every member where `turn` says?"""
+    return tiers(node, list(turn)) == turn
 
 
 def until(true: Callable[[], Any], seconds: float = 40) -> Any:
@@ -127,17 +133,17 @@ def test_podman_in_a_registry(site: Site) -> None:
     words = [*members, "--reserve", "9999G", "--registry", f"{site.registry}/parked"]
     with sharing(node, *words) as daemon:
         for _ in range(2):
-            for subject, port in ((one, 9001), (two, 9002)):
+            for subject, other, port in ((one, two, 9001), (two, one, 9002)):
                 runs_on(before[subject.name], ask(node, port)[0][0])
-                until(lambda: "registry" in tiers(node, [one.name, two.name]).values())
-        stored = one if tiers(node, [one.name])[one.name] == "registry" else two
+                turn = {subject.name: "running", other.name: "registry"}
+                until(partial(arrived, node, turn))
+        stored = one
         assert stored.status == "exited"
         daemon.terminate()
         daemon.wait()
     node.run(["podman", "start", stored.name])  # by hand, and from its beginning: that one counts then
     with sharing(node, *members):
-        port = 9001 if stored is one else 9002
-        assert ask(node, port)[0][0]["boot"] != before[stored.name]["boot"]
+        assert ask(node, 9001)[0][0]["boot"] != before[stored.name]["boot"]
     for subject in (one, two):
         node.run(["cryoci", "unpark", subject.name], check=False)
         subject.remove()
