@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 import urllib.parse
 from contextlib import suppress
 
@@ -15,7 +16,8 @@ from cryoci.shim import netns
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
-_SLACK = 0.5  # seconds beyond those of a question, in which it can still say what was wrong
+_CLOSING = 1.0  # seconds
+_SLACK = _CLOSING + 0.5  # seconds beyond those of a question, in which it can still say what was wrong
 
 
 def check_url(method: str, url: str) -> None:
@@ -49,7 +51,9 @@ def request(pid: int, method: str, url: str, timeout: float) -> str:
 
     def ask() -> str:
         connection.request(method, path, headers={"Connection": "close"})
-        answer = connection.getresponse()
+        with connection.sock.dup() as ours:
+            answer = connection.getresponse()
+            _until_gone(ours)
         return "" if 200 <= answer.status < 300 else f"the answer was {answer.status} {answer.reason}"
 
     try:
@@ -67,11 +71,27 @@ def request(pid: int, method: str, url: str, timeout: float) -> str:
 
 def answers(pid: int, port: int, timeout: float) -> bool:
     """Whether a TCP port takes connections on the loopback of `pid`'s network."""
+
+    def ask() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout) as ours:
+            ours.shutdown(socket.SHUT_WR)
+            _until_gone(ours)
+
     try:
-        netns.within(pid, lambda: socket.create_connection(("127.0.0.1", port), timeout).close())
+        netns.within(pid, ask)
     except OSError:
         return False
     return True
+
+
+def _until_gone(ours: socket.socket) -> None:
+    """Wait a moment until the application has closed its end: CRIU does not dump a connection that is open."""
+    end = time.monotonic() + _CLOSING
+    with suppress(OSError):
+        while (left := end - time.monotonic()) > 0:
+            ours.settimeout(left)
+            if not ours.recv(1 << 16):
+                return
 
 
 def set_hostname(pid: int, name: str) -> None:

@@ -51,7 +51,8 @@ def test_two_model_servers_share_a_place(node: NamespaceNode) -> None:
                 asked = [0, 0]
                 for _ in range(3):  # each needs its turn
                     asked = [goes_on(client, before) for client, before in zip(both, asked, strict=True)]
-                assert list(states(node).values()).count("running") <= 1
+                # one may be on its way out for a moment, while the other is there already
+                until(lambda: list(states(node).values()).count("running") <= 1)
                 told = [client.ask("stop") for client in both]
             assert [(one["wrong"], one["error"]) for one in told] == [(0, "")] * 2
         for server in servers:
