@@ -250,17 +250,11 @@ class Share:
         how = f"restored from {member.stored.tier}" if member.stored is not None else "unparked"
         began = time.monotonic()
         while True:
-            leaving = dict(self._leaving)
-            others = functools.partial(share_turns.all_lulled, list(leaving.values())) if leaving else None
+            leaving = set(self._leaving)
             try:
-                if self._tiers is not None:
-                    await self._tiers.bring(member, others)
-                else:
-                    await member.move(functools.partial(member.unpark, others))
-                self._let_go()  # only now: the driver would be slower at both at once
+                await self._come(member)
                 break
             except SpaceError as e:
-                self._let_go()
                 if leaving:  # they have given their room by then, or run on
                     await asyncio.wait(leaving)
                     continue
@@ -271,7 +265,6 @@ class Share:
                     return self._failed(member, e.message)
                 await self._leave(victim)
             except (CryociError, OSError) as e:
-                self._let_go()
                 if not isinstance(e, ConflictError) or time.monotonic() - began > _CONFLICT_SECONDS:
                     return self._failed(member, e.message if isinstance(e, CryociError) else str(e))
                 await asyncio.sleep(_LOOK)  # a checkpoint of it is under way
@@ -283,6 +276,18 @@ class Share:
         member.ready.set()
         self._say(f"{member.name} runs: {how} in {member.seconds:.3f} s, its clients waited {waited:.3f} s")
         return True
+
+    async def _come(self, member: Member) -> None:
+        """Have it run again; who leaves goes only then, for the driver would be slower at both at once."""
+        leaving = list(self._leaving.values())
+        others = functools.partial(share_turns.all_lulled, leaving) if leaving else None
+        try:
+            if self._tiers is not None:
+                await self._tiers.bring(member, others)
+            else:
+                await member.move(functools.partial(member.unpark, others))
+        finally:
+            self._let_go()
 
     def _failed(self, member: Member, why: str) -> bool:
         """Let its clients go: they are told by a closed connection, and the next one is tried anew."""

@@ -211,8 +211,7 @@ class Tiers:
         on_gpus = 0
         with suppress(CryociError):  # a node without GPUs
             with nvml.opened() as management:
-                used = management.used_by()
-            on_gpus = sum(sum(used[pid].values()) for pid in tasks.members(member.pid) if pid in used)
+                on_gpus = sum(tasks.held(member.pid, management.used_by()).values())
         return on_gpus + (0 if self._limits.host is None else processes.private_memory(member.pid))
 
     def _least_useful(self) -> Member | None:

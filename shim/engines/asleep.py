@@ -61,13 +61,9 @@ def forget(container: Container) -> None:
     _path(container).unlink(missing_ok=True)
 
 
-def wake(container: Container, *, off: bool = False) -> list[str] | None:
-    """Do what is owed (`off`: only forget it); returns what failed and was to be ignored, None when nothing is owed.
-
-    Raises HookError; then it is owed still.
-    """
-    owed = None if off else load(container)
-    said = app.run(container, owed.after) if owed is not None else None
+def wake(container: Container, owed: Asleep | None) -> list[str]:
+    """Do what is owed, and forget it; returns what failed and was to be ignored. Raises HookError; it is owed then."""
+    said = app.run(container, owed.after) if owed is not None else []
     forget(container)
     return said
 

@@ -137,13 +137,8 @@ def _used(init: int) -> dict[str, int]:
     """Bytes that a container holds on each GPU, by UUID."""
     if not tasks.any_cuda(init):
         return {}
-    total: dict[str, int] = {}
     with nvml.opened() as management:
-        by = management.used_by()
-    for pid in tasks.members(init):
-        for uuid, used in by.get(pid, {}).items():
-            total[uuid] = total.get(uuid, 0) + used
-    return total
+        return tasks.held(init, management.used_by())
 
 
 def _refuse_other_engines(container: Container, init: int) -> None:
@@ -167,19 +162,19 @@ def unpark(container: Container, *, hooks: bool = True, others: Callable[[], Non
     """
     with _exclusive(container):
         held = holds.load(_record(container))
+        owed = asleep.load(container) if hooks else None
         if held is None:
             status = container.status
             if status != "running":
                 raise ConflictError(f"container {container.name} is {status}, and was not parked by cryoci")
             done = Parked(container.name, status, 0, False)
-            done.changed = _wake(container, done, hooks)
+            done.changed = _wake(container, done, owed)
             return done
         if held.purpose != "park":
             raise ConflictError(
                 f"container {container.name} is in the middle of a {held.purpose}",
                 hint="wait for it to end; if its cryoci was killed: `cryoci repair CONTAINER`",
             )
-        owed = asleep.load(container) if hooks else None
         awake = owed.vram if owed is not None else {}
         check_room(held.dump, {} if others is not None else awake)
         done = Parked(container.name, "running", preflight.vram(held.dump.tasks), True)
@@ -200,7 +195,7 @@ def unpark(container: Container, *, hooks: bool = True, others: Callable[[], Non
         if others is not None and owed is not None:
             others()
             _still_room(container, held.dump, awake)
-        _wake(container, done, hooks)
+        _wake(container, done, owed)
         return done
 
 
@@ -229,17 +224,17 @@ def _still_room(container: Container, dump: dumps.Dump, awake: Mapping[str, int]
         raise
 
 
-def _wake(container: Container, done: Parked, hooks: bool) -> bool:
-    """Do the post-restore hooks that are owed to it; returns whether any were. Raises HookError."""
+def _wake(container: Container, done: Parked, owed: asleep.Asleep | None) -> bool:
+    """Do what is owed to its application; returns whether anything was. Raises HookError."""
     at = time.monotonic()
     try:
-        said = asleep.wake(container, off=not hooks)
+        said = asleep.wake(container, owed)
     except HookError as e:
         raise HookError(
             f"container {container.name} runs, and is not itself yet: {e.message}",
             hint=f"`cryoci unpark {container.name}` tries that again",
         ) from e
-    if said is None:
+    if owed is None:
         return False
     done.warnings += said
     done.seconds["post-restore hooks"] = time.monotonic() - at
@@ -281,8 +276,11 @@ def repair(container: Container, supplier: Supplier | None = None) -> str:
             raise CheckpointError(
                 f"container {container.name} is {status}", hint="start it, or restore a checkpoint of it"
             )
-        if status == "running" and (said := asleep.wake(container)) is not None:
-            done.append(", ".join(["post-restore hooks done", *said]))
+        if status == "running":
+            owed = asleep.load(container)
+            said = asleep.wake(container, owed)
+            if owed is not None:
+                done.append(", ".join(["post-restore hooks done", *said]))
     return ", ".join(done) or "nothing was left to repair"
 
 

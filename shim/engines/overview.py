@@ -45,9 +45,9 @@ def _row(known: dict[str, Any], used: dict[int, dict[str, int]]) -> Row | None:
     pid = known["pid"]
     if pid <= 0 or known["status"] not in ("running", "paused"):
         return None
-    here = [used[one] for one in tasks.members(pid) if one in used]
+    here = tasks.held(pid, used)
     state = known["status"]
-    gpus = {uuid for one in here for uuid, amount in one.items() if amount}
+    gpus = {uuid for uuid, amount in here.items() if amount}
     try:
         left = hold.load(known["record"])
     except CryociError:
@@ -55,14 +55,13 @@ def _row(known: dict[str, Any], used: dict[int, dict[str, int]]) -> Row | None:
     if left is not None and left.parked and state == "paused":
         state = "parked"
         gpus |= {uuid for task in left.dump.tasks for uuid, amount in task.vram.items() if amount}
-    vram = sum(amount for one in here for amount in one.values())
     return Row(
         known["name"],
         known["id"],
         known["engine"],
         state,
         pid,
-        vram,
+        sum(here.values()),
         processes.private_memory(pid),
         tuple(sorted(gpus)),
     )

@@ -93,6 +93,15 @@ def members(init: int) -> list[int]:
     return list(found)
 
 
+def held(init: int, used: Mapping[int, Mapping[str, int]]) -> dict[str, int]:
+    """Bytes that the container of `init` holds on each GPU, by UUID, of what is `used` (nvml.used_by)."""
+    total: dict[str, int] = {}
+    for pid in members(init):
+        for uuid, amount in used.get(pid, {}).items():
+            total[uuid] = total.get(uuid, 0) + amount
+    return total
+
+
 def maps_library(pid: int) -> bool:
     """Has `pid` mapped libcuda.so, whatever its version and path?"""
     try:
